@@ -1,0 +1,126 @@
+"""Everything a contributor does: ``nox`` runs lint, types and all tests; ``nox -l`` lists the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+COVERAGE_DATA = ROOT / ".coverage-data"
+
+CONTRACTS = ("memory", "sqlite")
+"""Each name is a session ``contract-NAME`` running ``tests/contract/test_NAME.py``; later brokers join here."""
+
+GATED = ("policies", "actors", "providers/memory")
+"""Packages whose branch coverage may not fall below ``MINIMUM_COVERAGE`` per cent."""
+
+MINIMUM_COVERAGE = 95
+
+
+def contract_file(broker: str) -> str:
+    return f"tests/contract/test_{broker}.py"
+
+
+def run_tests(session: nox.Session, *pytest_args: str) -> None:
+    """Run pytest under coverage; the data stay in a folder of the session for ``coverage``."""
+    data = COVERAGE_DATA / session.name
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    session.install("-e", ".[test]")
+    session.run(
+        *("coverage", "run", "-m", "pytest", *pytest_args, *session.posargs),
+        env={"COVERAGE_FILE": str(data / ".coverage")},
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and formatting."""
+    session.install("ruff~=0.17.6")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict; and pyright over the file that uses the API as its users do."""
+    session.install("-e", ".[lint]")
+    session.run("mypy", "src", "noxfile.py", "tests/typing_example.py")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything that is neither contract nor chaos; arguments go to pytest."""
+    run_tests(session, *(f"--ignore={contract_file(broker)}" for broker in CONTRACTS))
+
+
+def _add_contract_session(broker: str) -> None:
+    @nox.session(name=f"contract-{broker}")
+    def contract(session: nox.Session) -> None:
+        run_tests(session, contract_file(broker))
+
+    contract.__doc__ = f"The provider contract suite against {broker}://."
+
+
+for _broker in CONTRACTS:
+    _add_contract_session(_broker)
+
+
+@nox.session(requires=["tests", *(f"contract-{broker}" for broker in CONTRACTS)])
+def coverage(session: nox.Session) -> None:
+    """Join what the sessions above measured; fail below the gate."""
+    session.install("coverage[toml]>=7.11")
+    session.env["COVERAGE_FILE"] = str(COVERAGE_DATA / ".coverage")
+    measured = ("tests", *(f"contract-{broker}" for broker in CONTRACTS))
+    session.run(
+        *("coverage", "combine", "--quiet", "--keep"),
+        *(str(COVERAGE_DATA / name) for name in measured),
+    )
+    session.run("coverage", "report", "--format=total")
+    for package in GATED:
+        session.run(
+            *("coverage", "report", f"--include=*/queue_runtime/{package}/*"),
+            f"--fail-under={MINIMUM_COVERAGE}",
+        )
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kills, stalls and cut connections, in minutes; ``QUEUE_RUNTIME_SHORT=0`` runs the long form."""
+    short = os.environ.get("QUEUE_RUNTIME_SHORT", "1")
+    session.install("-e", ".[test]")
+    session.run(
+        *("pytest", "-m", "chaos", *session.posargs),
+        env={"QUEUE_RUNTIME_SHORT": short},
+    )
+
+
+@nox.session(default=False)
+def simulation(session: nox.Session) -> None:
+    """The deterministic simulation alone; ``tests`` has it too. Arguments go to pytest."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/simulation", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """``queue-runtime bench`` with a table; arguments replace the default ones."""
+    session.install(".")
+    default = ["--url", "memory://", "--messages", "20000", "--sessions", "100", "--size", "1024"]
+    session.run("queue-runtime", "bench", *(session.posargs or default))
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; warnings are errors."""
+    session.install("-e", ".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
