@@ -1,0 +1,1 @@
+"""The embedded broker: in the process (``memory://``) or in a file (``sqlite://``), one set of semantics."""
