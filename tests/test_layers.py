@@ -30,9 +30,10 @@ class Layer(NamedTuple):
 SHARED = ("asyncio_bridge",)
 """What lies in ``providers/`` and is no provider but a help to all of them."""
 
-VALUES = ("errors", "secret", "serialization", "messages", "session_keys", "handlers")
+VALUES = ("text", "errors", "secret", "serialization", "messages", "session_keys", "handlers")
 
 LAYERS = (
+    Layer("text", "text from elsewhere made safe to show"),
     Layer("errors", "one root, one flat family: every failure a user can meet"),
     Layer("secret", "a value that never shows itself: repr, logs, errors"),
     Layer("serialization", "JSON and typed payloads through cattrs; `problem @ path`"),
@@ -46,7 +47,7 @@ LAYERS = (
     Layer(
         "providers",
         "adapters to brokers; one package each, which never imports another",
-        ("errors", "secret", "serialization", "messages", "abc", "config"),
+        ("text", "errors", "secret", "serialization", "messages", "abc", "config"),
     ),
     Layer(
         "actors",
