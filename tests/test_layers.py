@@ -30,12 +30,12 @@ class Layer(NamedTuple):
 SHARED = ("asyncio_bridge",)
 """What lies in ``providers/`` and is no provider but a help to all of them."""
 
-VALUES = ("text", "errors", "secret", "serialization", "messages", "session_keys", "handlers")
+VALUES = ("errors", "secret", "text", "serialization", "messages", "session_keys", "handlers")
 
 LAYERS = (
-    Layer("text", "text from elsewhere made safe to show"),
     Layer("errors", "one root, one flat family: every failure a user can meet"),
     Layer("secret", "a value that never shows itself: repr, logs, errors"),
+    Layer("text", "text from elsewhere made safe to show"),
     Layer("serialization", "JSON and typed payloads through cattrs; `problem @ path`"),
     Layer("messages", "frozen values: Message, Delivery, QueueName, SessionId, Capabilities"),
     Layer("session_keys", "strategies that derive a SessionId from a payload"),
@@ -47,7 +47,7 @@ LAYERS = (
     Layer(
         "providers",
         "adapters to brokers; one package each, which never imports another",
-        ("text", "errors", "secret", "serialization", "messages", "abc", "config"),
+        ("errors", "secret", "text", "serialization", "messages", "abc", "config"),
     ),
     Layer(
         "actors",
