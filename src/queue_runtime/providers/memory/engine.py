@@ -231,10 +231,11 @@ class Engine(Protocol):
         """Store messages in order; one result each, in order.
 
         Sizes were checked by the caller. A message above ``max_queue_size`` gets a result with ``QueueFull``;
-        a repeated deduplication id one with ``duplicate`` and the first message's id. A message whose
+        a repeated deduplication id (looked at first) one with ``duplicate`` and the first message's id; it is
+        remembered only when the message is stored. A message whose
         ``scheduled_at`` is after ``now`` is scheduled: the result's sequence number only names it for
-        :meth:`cancel_scheduled`; when due it takes the next sequence number and ``enqueued_at`` of then.
-        Time to live counts from ``enqueued_at``.
+        :meth:`cancel_scheduled`; when due it takes the next sequence number, and ``scheduled_at`` becomes its
+        ``enqueued_at``. Time to live counts from ``enqueued_at``.
         """
         ...
 
