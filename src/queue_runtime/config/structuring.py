@@ -34,19 +34,21 @@ __all__ = [
     "did_you_mean",
     "shown",
     "split_url",
+    "step",
     "structure",
     "structure_options",
 ]
 
 T = TypeVar("T")
 
-Hook = Callable[[Any, Any], Any]
+_Hook = Callable[[Any, Any], Any]
 
 INTERNAL: Final = "queue_runtime.internal"
 """Metadata key of an attrs field that no source may set."""
 
 _SHOWN: Final = 80
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?\d{1,30}")
+_WORD: Final = re.compile(r"\w+")
 _REFUSALS: Final = (ValueError, TypeError)
 """What converters and validators raise: this package's ``ValidationError``, and what those of attrs use."""
 _TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -116,7 +118,7 @@ def _kind(value: object) -> str:
     return "text" if isinstance(value, str) else f"a value of type {type(value).__name__}"
 
 
-def _step(name: object) -> str:
+def step(name: object) -> str:
     """A key as a part of a path, escaped unless it looks like a name."""
     return name if isinstance(name, str) and name.isidentifier() else shown(name)
 
@@ -170,6 +172,13 @@ def _to_guarded(value: Any, guarded_type: Any) -> Any:
     return guarded_type(str(value))
 
 
+def _to_mapping(value: Any, _type: Any) -> Any:
+    """A table as it is: whoever declares one converts and validates its entries."""
+    if not isinstance(value, Mapping):
+        raise _Wrong(Problem(f"expected a table, got {_kind(value)}", ""))
+    return value
+
+
 def _to_path(value: Any, _type: Any) -> Path:
     if not isinstance(value, (str, Path)) or str(value) == "" or "\0" in str(value):
         raise _wrong(value, "a path")
@@ -210,6 +219,10 @@ def _is_literal(candidate: Any) -> bool:
     return get_origin(candidate) is Literal
 
 
+def _is_mapping(candidate: Any) -> bool:
+    return get_origin(candidate) is Mapping
+
+
 def _is_textual(candidate: Any) -> bool:
     """Whether the word "none" could be meant as text for this type."""
     if _is_literal(candidate):
@@ -221,7 +234,7 @@ def _is_textual(candidate: Any) -> bool:
     return issubclass(candidate, (str, Secret, SecretUrl, Path))
 
 
-def _optional_hook(union: Any) -> Hook:
+def _optional_hook(union: Any) -> _Hook:
     members = [member for member in get_args(union) if member is not NoneType]
     if len(members) != 1:
         raise TypeError(f"a configuration field may be 'X | None' but no other union, got {union}")
@@ -238,7 +251,7 @@ def _optional_hook(union: Any) -> Hook:
     return structure_optional
 
 
-def _attrs_hook(config_type: Any) -> Hook:
+def _attrs_hook(config_type: Any) -> _Hook:
     hints = typing.get_type_hints(config_type)
     fields = _fields(config_type)
 
@@ -266,11 +279,9 @@ def _attrs_hook(config_type: Any) -> Hook:
                 return config_type(
                     **{str(fields[name].alias): entry for name, entry in structured.items()}
                 )
-            except _REFUSALS as error:
-                problems = _field_problems(config_type, structured) or [Problem(_said(error), "")]
-        else:
-            problems += _field_problems(config_type, structured)
-        raise _Wrong(*problems)
+            except _REFUSALS:
+                pass
+        raise _Wrong(*problems, *_refusals(config_type, structured, value))
 
     return structure_attrs
 
@@ -284,7 +295,7 @@ def _fields(config_type: Any) -> dict[str, attrs.Attribute[Any]]:
 
 
 def _unknown(name: object, known: Iterable[str]) -> Problem:
-    return Problem(f"{shown(name)} is unknown" + did_you_mean(str(name), known), _step(name))
+    return Problem(f"{shown(name)} is unknown" + did_you_mean(str(name), known), step(name))
 
 
 def _below(name: str, problems: Sequence[Problem]) -> list[Problem]:
@@ -299,22 +310,57 @@ def _said(error: Exception) -> str:
     return str(error.args[0] if error.args else type(error).__name__).partition("\n")[0]
 
 
+def _refusals(
+    config_type: Any, structured: Mapping[str, Any], given: Mapping[Any, Any]
+) -> list[Problem]:
+    """Everything the class itself has against the values that could be structured.
+
+    Each field's converter and validator are asked. A class that checks itself as a whole stops at its first
+    complaint: if that begins with the name of a field, it is about that field, and the class is asked again
+    without it, until it is content or speaks of a value that was left out.
+    """
+    problems = _field_problems(config_type, structured)
+    bad = {problem.path for problem in problems}
+    good = {name: value for name, value in structured.items() if name not in bad}
+    fields = _fields(config_type)
+    left_out = {name for name in given if name not in good}
+    while all(name in good for name, field in fields.items() if field.default is attrs.NOTHING):
+        try:
+            config_type(**{str(fields[name].alias): value for name, value in good.items()})
+        except _REFUSALS as error:
+            words = _WORD.findall(_said(error))
+            if not left_out.isdisjoint(words):
+                break
+            about = words[0] if words and words[0] in good else ""
+            problems.append(Problem(_said(error), about))
+            if not about:
+                break
+            del good[about]
+            left_out.add(about)
+        else:
+            break
+    return problems
+
+
 def _field_problems(config_type: Any, structured: Mapping[str, Any]) -> list[Problem]:
     """What each field's own converter and validator say about the values that could be structured."""
     problems = []
-    # Validators are given the instance; this one has no more than the values, and they look at nothing else.
+    # Validators are given the instance; this one has no values, and theirs look at nothing but their own.
     bare = config_type.__new__(config_type)
-    for field in attrs.fields(config_type):
-        if field.name not in structured:
+    for name, field in _fields(config_type).items():
+        if name not in structured:
             continue
-        value = structured[field.name]
+        value = structured[name]
+        convert: Any = field.converter
         try:
-            if field.converter is not None and not isinstance(field.converter, attrs.Converter):
-                value = field.converter(value)
+            if convert is not None and not isinstance(convert, attrs.Converter):
+                value = convert(value)
             if field.validator is not None:
                 field.validator(bare, field, value)
         except _REFUSALS as error:
-            problems.append(Problem(_said(error), field.name))
+            problems.append(Problem(_said(error), name))
+        except AttributeError:
+            continue  # looks at other fields: the class as a whole will tell
     return problems
 
 
@@ -334,6 +380,7 @@ def _make_converter() -> Converter:
         lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _to_enum
     )
     converter.register_structure_hook_func(_is_literal, _to_literal)
+    converter.register_structure_hook_func(_is_mapping, _to_mapping)
     converter.register_structure_hook_factory(_is_union, _optional_hook)
     converter.register_structure_hook_factory(attrs.has, _attrs_hook)
     return converter
@@ -420,7 +467,7 @@ def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
                 Problem("expected name=value (an & inside a value is %26)", f"option {number}")
             )
         elif name in options:
-            problems.append(Problem("given more than once", _step(name)))
+            problems.append(Problem("given more than once", step(name)))
         else:
             options[name] = unquote(text)
     if parts.fragment:
