@@ -1,0 +1,1 @@
+"""Tools for testing providers and programs: the invariant checker and the provider contract suite."""
