@@ -1,0 +1,266 @@
+"""The dispatcher actor: routes deliveries to session actors, spawns and retires them, counts demand."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from typing import final
+
+import attrs
+import trio
+
+from ..abc import Lease
+from ..handlers import CloseReason, Outcome
+from ..messages import Delivery, SessionId, SettlementAction
+from ..policies.assignment import Demand
+from ..policies.outcomes import Settle, Wait
+from .observer import SupervisorObserver
+from .session import SessionActor, SessionEnvironment
+from .signal import Signal
+
+__all__ = ["Counters", "Dispatcher"]
+
+
+@attrs.define
+class Counters:
+    """What happened since the supervisor started, in messages; copied into statistics."""
+
+    received: int = 0
+    completed: int = 0
+    abandoned: int = 0
+    dead_lettered: int = 0
+    given_back: int = 0
+    retried: int = 0
+    sessions_opened: int = 0
+    locks_lost: int = 0
+
+
+@final
+class Dispatcher:
+    """Owns the session actors of one supervisor.
+
+    Args:
+        demand: The global in-flight cap; the receivers wait on it.
+        max_sessions: Most session actors at once; at that number an idle one goes at once.
+        max_concurrent: Most messages without a session handled at once.
+        idle_timeout: Seconds without a message after which a session's lock is given back.
+        observer: Told what happens, for instrumentation.
+    """
+
+    def __init__(
+        self,
+        demand: Demand,
+        *,
+        max_sessions: int,
+        max_concurrent: int,
+        idle_timeout: float,
+        observer: SupervisorObserver,
+    ) -> None:
+        self.counters = Counters()
+        self.demand = demand
+        self.demand_rose = Signal()
+        self._max_sessions = max_sessions
+        self._max_concurrent = max_concurrent
+        self._idle_timeout = idle_timeout
+        self._observer = observer
+        self._environment: SessionEnvironment | None = None
+        self._batches: deque[list[Delivery]] = deque()
+        self._arrived = Signal()
+        self._actors: dict[Lease, SessionActor] = {}
+        self._sessions: dict[SessionId, SessionActor] = {}
+        self._alone: deque[Delivery] = deque()
+        self._alone_running = 0
+        # One entry per actor: when to look next whether it is idle.
+        self._idle_checks: list[tuple[float, int, SessionActor]] = []
+        self._numbers = itertools.count()
+        self._first_check = Signal()
+        self._stopping: CloseReason | None = None
+        self._empty = trio.Event()
+        self._empty.set()
+        self._nursery: trio.Nursery | None = None
+
+    def connect(self, environment: SessionEnvironment) -> None:
+        """Hand over what the session actors share; called once, before :meth:`run`."""
+        self._environment = environment
+
+    @property
+    def active_sessions(self) -> int:
+        """Session actors alive, the short-lived ones of messages without a session not counted."""
+        return len(self._sessions)
+
+    def backlogs(self) -> dict[SessionId, int]:
+        """Deliveries waiting in the mailbox of each active session."""
+        return {session_id: actor.backlog for session_id, actor in self._sessions.items()}
+
+    def dispatch(self, batch: list[Delivery]) -> None:
+        """Take a batch from a receiver; the receiver has accounted for it in ``demand``."""
+        self.counters.received += len(batch)
+        self._batches.append(batch)
+        self._arrived.wake()
+
+    def stop_sessions(self, reason: CloseReason) -> None:
+        """Tell every session to finish its current message and give the rest back."""
+        self._give_back_alone()
+        for actor in list(self._actors.values()):
+            actor.stop(reason)
+
+    def drain(self) -> None:
+        """Stop for good: sessions finish their current message; whatever else arrives is given back."""
+        self._stopping = CloseReason.DRAINED
+        self._arrived.wake()
+        self.stop_sessions(CloseReason.DRAINED)
+
+    async def wait_empty(self) -> None:
+        """Return when no session actor is left and nothing waits to be dispatched."""
+        while self._batches or self._actors:
+            if not self._batches:
+                self._empty = trio.Event()
+                await self._empty.wait()
+            await trio.lowlevel.checkpoint()
+
+    def cancel(self) -> None:
+        """Cancel every handler. What was not dispatched yet goes back when the receiver closes."""
+        self._batches.clear()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        """Dispatch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._retire_idle)
+            while True:
+                await self._arrived.wait()
+                batches = self._batches
+                while batches:
+                    batch = batches.popleft()
+                    for delivery in batch:
+                        self._route(delivery)
+                if not self._actors:
+                    self._empty.set()
+
+    def _route(self, delivery: Delivery) -> None:
+        lease = delivery.lease
+        actor = self._actors.get(lease)
+        if actor is None:
+            if lease.released or lease.lost is not None:
+                # Given back, or lost, while the delivery was on its way here: the broker has it again.
+                self.settled(None, 1)
+                return
+            if lease.session_id is None:
+                if self._alone_running >= self._max_concurrent:
+                    self._keep_waiting(delivery)
+                    return
+                self._alone_running += 1
+            actor = self._spawn(lease)
+        actor.deliver(delivery)
+
+    def _spawn(self, lease: Lease) -> SessionActor:
+        assert self._environment is not None and self._nursery is not None
+        predecessor = None
+        session_id = lease.session_id
+        if session_id is not None:
+            older = self._sessions.get(session_id)
+            predecessor = None if older is None else older.finished
+        actor = SessionActor(lease, self._environment, predecessor)
+        self._actors[lease] = actor
+        if session_id is not None:
+            self._sessions[session_id] = actor
+            self.counters.sessions_opened += 1
+            self._check_later(actor, trio.current_time() + self._idle_timeout)
+            self._observer.session_opened(lease)
+        if self._stopping is not None:
+            actor.stop(self._stopping)
+        self._nursery.start_soon(actor.run)
+        return actor
+
+    def _keep_waiting(self, delivery: Delivery) -> None:
+        assert self._environment is not None
+        self._environment.keeper.hold(delivery.lease, _nothing)
+        self._alone.append(delivery)
+
+    def _give_back_alone(self) -> None:
+        assert self._environment is not None
+        while self._alone:
+            self._environment.keeper.release(self._alone.popleft().lease)
+            self.settled(None, 1)
+
+    # What the session actors report (session.SessionObserver).
+
+    def settled(self, action: SettlementAction | None, count: int) -> None:
+        """``count`` messages are no longer in flight."""
+        counters = self.counters
+        if action is SettlementAction.COMPLETE:
+            counters.completed += count
+        elif action is None:
+            counters.given_back += count
+        elif action is SettlementAction.DEAD_LETTER:
+            counters.dead_lettered += count
+        else:
+            counters.abandoned += count
+        self.demand.settled(count)
+        self.demand_rose.wake()
+
+    def failed(
+        self, delivery: Delivery, result: BaseException | Outcome, decision: Settle | Wait | object
+    ) -> None:
+        """A handler did not complete a message."""
+        if not isinstance(decision, Settle):
+            self.counters.retried += 1
+        self._observer.handler_failed(delivery, result, decision)
+
+    def idle(self, actor: SessionActor) -> None:
+        """The actor has nothing to do. At the session limit it makes room at once for one that has."""
+        if len(self._actors) >= self._max_sessions:
+            actor.stop(CloseReason.IDLE)
+        else:
+            actor.last_active = trio.current_time()
+
+    def closed(self, actor: SessionActor, reason: CloseReason) -> None:
+        """The actor is gone."""
+        lease = actor.lease
+        del self._actors[lease]
+        if reason is CloseReason.LOCK_LOST:
+            self.counters.locks_lost += 1
+        session_id = lease.session_id
+        if session_id is None:
+            self._alone_running -= 1
+            if self._alone:
+                self._route(self._alone.popleft())
+        else:
+            if self._sessions.get(session_id) is actor:
+                del self._sessions[session_id]
+            self._observer.session_closed(lease, reason, actor.handled)
+        if not self._actors:
+            self._empty.set()
+
+    # Idle sessions.
+
+    def _check_later(self, actor: SessionActor, moment: float) -> None:
+        heapq.heappush(self._idle_checks, (moment, next(self._numbers), actor))
+        if len(self._idle_checks) == 1:
+            self._first_check.wake()
+
+    async def _retire_idle(self) -> None:
+        checks = self._idle_checks
+        while True:
+            if not checks:
+                await self._first_check.wait()
+                continue
+            await trio.sleep_until(checks[0][0])
+            now = trio.current_time()
+            while checks and checks[0][0] <= now:
+                actor = heapq.heappop(checks)[2]
+                if actor.finished.is_set():
+                    continue
+                if actor.busy:
+                    self._check_later(actor, now + self._idle_timeout)
+                elif actor.last_active + self._idle_timeout > now:
+                    self._check_later(actor, actor.last_active + self._idle_timeout)
+                else:
+                    actor.stop(CloseReason.IDLE)
+
+
+def _nothing() -> None:
+    """A message that still waits for its turn has no scope to extend."""

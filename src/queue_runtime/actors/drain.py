@@ -1,0 +1,77 @@
+"""The order in which a supervisor shuts down. All of it is here.
+
+1. Stop the intake, so that nothing new arrives.
+2. Let every session finish the message it is handling and give the rest back.
+3. At the deadline, cancel the handlers; what they were handling is abandoned.
+4. Flush the settlements: what was handled must not be handled again.
+5. Flush the leases given back, then close the receiver, which gives back any that remain.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import attrs
+import trio
+
+from ..abc import Receiver
+from .dispatcher import Dispatcher
+from .leases import LeaseKeeper
+from .receiver import ReceiverActor
+from .settlement import Settler
+
+__all__ = ["Drain"]
+
+
+@final
+@attrs.frozen(eq=False)
+class Drain:
+    """What is shut down, in this order.
+
+    Args:
+        intake: Asks for messages.
+        dispatcher: Owns the sessions.
+        settler: Sends settlements.
+        keeper: Renews and releases leases.
+        receiver: The provider's receiver.
+        flush_timeout: Seconds each of the last steps may take when the broker does not answer.
+    """
+
+    intake: ReceiverActor
+    dispatcher: Dispatcher
+    settler: Settler
+    keeper: LeaseKeeper
+    receiver: Receiver
+    flush_timeout: float
+
+    async def run(self, deadline: float) -> bool:
+        """Shut down; handlers may run until ``deadline`` (``trio.current_time()``).
+
+        Cancelled on the way, the handlers are cancelled at once and the rest is still done.
+
+        Returns:
+            Whether every handler finished by itself.
+        """
+        clean = False
+        try:
+            await self.intake.stop()
+            self.dispatcher.drain()
+            with trio.move_on_at(deadline) as scope:
+                await self.dispatcher.wait_empty()
+            clean = not scope.cancelled_caught
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._finish(clean)
+        return clean
+
+    async def _finish(self, clean: bool) -> None:
+        if not clean:
+            await self.intake.stop()
+            self.dispatcher.cancel()
+            await self.dispatcher.wait_empty()
+        with trio.move_on_after(self.flush_timeout):
+            await self.settler.wait_idle()
+        with trio.move_on_after(self.flush_timeout):
+            await self.keeper.wait_released()
+        with trio.move_on_after(self.flush_timeout):
+            await self.receiver.aclose()

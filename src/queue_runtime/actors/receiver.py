@@ -1,0 +1,166 @@
+"""The receiver actor: asks the provider for batches, as many as there is demand for."""
+
+from __future__ import annotations
+
+from random import random
+from typing import final
+
+import trio
+
+from ..abc import Receiver
+from ..errors import CircuitOpen, QueueError
+from ..policies.backoff import RetryPolicy
+from ..policies.batching import AdaptiveBatch, ReceiveConcurrency
+from ..policies.breaker import BreakerState
+from .breaker import Breaker
+from .dispatcher import Dispatcher
+
+__all__ = ["ReceiverActor"]
+
+_TOP_UP_DELAY = 0.002
+"""Seconds a small demand may wait to grow; a batch costs as much as some ten messages."""
+
+
+@final
+class ReceiverActor:
+    """Keeps receive calls under way while there is room, and feeds the dispatcher.
+
+    How much one call asks for follows how fast messages are handled; how many calls are under way follows
+    how full they come back.
+
+    Args:
+        receiver: The provider's receiver.
+        dispatcher: Where batches go, and whose demand is served.
+        breaker: Gates the calls.
+        handler_breaker: While it is open nothing is received; half-open, one message at a time.
+        retry: Spaces calls that fail with a transient error; the last delay repeats for ever.
+        timeout: Seconds one call waits for messages.
+        batch: How many messages one call asks for.
+        max_concurrency: Most calls under way at once.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        dispatcher: Dispatcher,
+        breaker: Breaker,
+        handler_breaker: Breaker | None,
+        retry: RetryPolicy,
+        *,
+        timeout: float,
+        batch: AdaptiveBatch,
+        max_concurrency: int,
+    ) -> None:
+        self._receiver = receiver
+        self._dispatcher = dispatcher
+        self._breaker = breaker
+        self._handler_breaker = handler_breaker
+        self._retry = retry
+        self._timeout = timeout
+        self._batch = batch
+        self._several = max_concurrency > 1
+        self._concurrency = ReceiveConcurrency(max_concurrency)
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._calls = 0
+        self._failures = 0
+        self._settled_before = 0
+        self._observed_at = 0.0
+        self.last_progress = 0.0
+        self.last_empty = -1.0
+        self.waiting = False
+
+    def wedged(self, now: float) -> bool:
+        """Whether a call is overdue: it neither answered nor failed long after its timeout."""
+        return self._calls > 0 and now - self.last_progress > self._timeout + 10.0
+
+    async def stop(self) -> None:
+        """Cancel what is under way and return when nothing more will be received."""
+        self._scope.cancel()
+        await self._stopped.wait()
+
+    async def run(self) -> None:
+        """Receive until stopped.
+
+        Raises:
+            QueueError: A permanent one: the queue is gone, the credentials are refused …
+        """
+        try:
+            with self._scope:
+                self._observed_at = self.last_progress = trio.current_time()
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        count = await self._wait_for_demand()
+                        self._calls += 1
+                        if not self._several:
+                            await self._receive(count)
+                        else:
+                            nursery.start_soon(self._receive, count)
+                            await self._wait_for_call()
+        finally:
+            self._stopped.set()
+
+    async def _wait_for_call(self) -> None:
+        while self._calls >= self._concurrency.size:
+            await self._dispatcher.demand_rose.wait()
+
+    async def _wait_for_demand(self) -> int:
+        """Take as much of the demand as one call should ask for; wait until there is some."""
+        dispatcher = self._dispatcher
+        demand = dispatcher.demand
+        while True:
+            if self._breaker.state.value is BreakerState.OPEN:
+                await self._breaker.wait_admitting()
+            probing = False
+            if self._handler_breaker is not None:
+                if self._handler_breaker.state.value is BreakerState.OPEN:
+                    await self._handler_breaker.wait_admitting()
+                probing = self._handler_breaker.state.value is BreakerState.HALF_OPEN
+            if not demand.available or (probing and demand.in_flight):
+                await dispatcher.demand_rose.wait()
+                continue
+            if demand.nearly_full and not probing:
+                with trio.move_on_after(_TOP_UP_DELAY):
+                    while demand.nearly_full:
+                        await dispatcher.demand_rose.wait()
+            count = 1 if probing else min(demand.available, self._batch.size)
+            demand.taken(count)
+            return count
+
+    async def _receive(self, count: int) -> None:
+        dispatcher = self._dispatcher
+        received = 0
+        try:
+            batch = await self._breaker.call(self._receiver.receive, count, self._timeout)
+            received = len(batch)
+            if batch:
+                dispatcher.dispatch(batch)
+                self._observe()
+            else:
+                self.last_empty = trio.current_time()
+            self._concurrency.observe(count, received)
+            self._failures = 0
+        except CircuitOpen:
+            pass
+        except QueueError as error:
+            if not error.is_transient:
+                raise
+            self._failures += 1
+            delay = self._retry.delay(self._failures, retry_after=error.retry_after, random=random)
+            self.last_progress = trio.current_time()
+            await trio.sleep(self._retry.max_delay if delay is None else delay)
+        finally:
+            self._calls -= 1
+            self.last_progress = trio.current_time()
+            dispatcher.demand.settled(count - received)
+            dispatcher.demand_rose.wake()
+
+    def _observe(self) -> None:
+        """Tell the adaptive batch how long messages took since it was last told."""
+        now = trio.current_time()
+        counters = self._dispatcher.counters
+        settled = counters.completed + counters.abandoned + counters.dead_lettered
+        if settled > self._settled_before:
+            self._batch.observe(settled - self._settled_before, now - self._observed_at)
+            self._settled_before = settled
+        self._observed_at = now

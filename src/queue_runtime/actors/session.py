@@ -1,0 +1,470 @@
+"""The session actor: holds one session's lease, handles its messages in order, decides what becomes of each.
+
+Read :meth:`SessionActor.run` from top to bottom: that is the life of a session.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import random
+from typing import Any, Final, NoReturn, Protocol, final
+
+import attrs
+import outcome
+import trio
+
+from ..abc import Lease, Receiver
+from ..errors import InvalidReceipt, LockLost, OperationTimeout, QueueError, SerializationError
+from ..handlers import CloseReason, Complete, Outcome, Retry, Session, SessionHandler
+from ..messages import Delivery, Settlement, SettlementAction
+from ..policies.backoff import RetryPolicy
+from ..policies.outcomes import FailurePolicy, Park, Settle, Wait, decide, error_text
+from .breaker import Breaker
+from .leases import LeaseKeeper
+from .settlement import Answer, Settler
+from .signal import Signal
+
+__all__ = ["SessionActor", "SessionEnvironment", "SessionObserver"]
+
+SESSION_CRASHED: Final = "SessionCrashed"
+"""Dead-letter reason when a session's handler crashed more often than its restart budget allows."""
+
+
+class SessionObserver(Protocol):
+    """What a session actor tells the dispatcher; every call is synchronous."""
+
+    def settled(self, action: SettlementAction | None, count: int) -> None:
+        """``count`` deliveries are no longer in flight; ``None``: given back without a settlement."""
+
+    def failed(
+        self, delivery: Delivery, result: BaseException | Outcome, decision: Settle | Wait | Park
+    ) -> None:
+        """A handler did not complete a message; ``decision`` is what follows."""
+
+    def idle(self, actor: SessionActor) -> None:
+        """The actor has nothing to do; it may be told to stop."""
+
+    def closed(self, actor: SessionActor, reason: CloseReason) -> None:
+        """The actor is gone."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SessionEnvironment:
+    """What every session actor of one supervisor shares.
+
+    Args:
+        make_handler: Makes the handler instance of a session.
+        receiver: For the session's state.
+        settler: Where settlements go.
+        keeper: Renews and releases the lease.
+        observer: Told about progress.
+        failure_policy: What follows a failure.
+        settle_retry: Spaces repeated settlements that failed with a transient error.
+        handler_breaker: Opens when handlers fail across sessions; ``None``: no such breaker.
+        pipelined: How many settlements a session may run ahead of; 0: each is confirmed before the next
+            message starts (``strict``).
+        handler_timeout: Seconds ``handle`` may take; ``None``: for ever.
+        close_timeout: Seconds ``closed`` may take.
+        restart_budget: Crashes in a row after which the message that crashes is dead-lettered.
+        halt_on_dead_letter: Keep the rest of a session back behind a dead-lettered message.
+    """
+
+    make_handler: Callable[[], Any]
+    receiver: Receiver
+    settler: Settler
+    keeper: LeaseKeeper
+    observer: SessionObserver
+    failure_policy: FailurePolicy
+    settle_retry: RetryPolicy
+    handler_breaker: Breaker | None
+    pipelined: int
+    handler_timeout: float | None
+    close_timeout: float
+    restart_budget: int
+    halt_on_dead_letter: bool
+
+
+@final
+class SessionActor:
+    """Serves one lease until it is idle, stopped, parked or lost.
+
+    Args:
+        lease: The lock on the session, or on one message without a session.
+        environment: What is shared with the other sessions.
+        predecessor: Set when an actor of this supervisor still unwinds under an older lease of the same
+            session; nothing starts before it is set.
+
+    Attributes:
+        finished: Set when the actor will never run a handler again.
+        handled: Messages settled so far.
+        busy: Whether it has something to do.
+        last_active: ``trio.current_time()`` of the last time it had nothing left to do.
+    """
+
+    __slots__ = (
+        "_awaits_pending",
+        "_crashed",
+        "_environment",
+        "_handle",
+        "_handler",
+        "_head",
+        "_mailbox",
+        "_pending",
+        "_predecessor",
+        "_refused",
+        "_restarts",
+        "_scope",
+        "_signal",
+        "_stop",
+        "_unsettled",
+        "busy",
+        "finished",
+        "handled",
+        "last_active",
+        "lease",
+    )
+
+    def __init__(
+        self, lease: Lease, environment: SessionEnvironment, predecessor: trio.Event | None = None
+    ) -> None:
+        self.lease = lease
+        self.finished = trio.Event()
+        self.busy = True
+        self.handled = 0
+        self.last_active = 0.0
+        self._environment = environment
+        self._predecessor = predecessor
+        self._mailbox: deque[Delivery] = deque()
+        self._signal = Signal()
+        self._scope = trio.CancelScope()
+        self._stop: CloseReason | None = None
+        self._handler: Any = None
+        self._handle: Any = None
+        self._restarts = 0
+        self._crashed = False
+        self._head: Delivery | None = None
+        self._unsettled = 0
+        self._pending = 0
+        self._awaits_pending = False
+        self._refused: deque[Settlement] = deque()
+
+    @property
+    def backlog(self) -> int:
+        """Deliveries waiting in the mailbox."""
+        return len(self._mailbox)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Put a delivery into the mailbox. What arrives after the actor stopped is given back."""
+        self._mailbox.append(delivery)
+        self._unsettled += 1
+        self._signal.wake()
+
+    def stop(self, reason: CloseReason) -> None:
+        """Finish the message that is being handled, give the rest back, and end."""
+        if self._stop is None:
+            self._stop = reason
+            self._signal.wake()
+
+    async def run(self) -> None:
+        """Live. Only cancellation from outside and ``KeyboardInterrupt`` get out of here."""
+        environment = self._environment
+        lease = self.lease
+        reason: CloseReason | None = None
+        try:
+            self._scope.deadline = lease.deadline
+            environment.keeper.hold(lease, self._renewed)
+            lease.on_lost(self._lost)
+            if self._predecessor is not None:
+                await self._predecessor.wait()
+                self._predecessor = None
+            with self._scope:
+                reason = await self._serve()
+                await self._wait_pending(0)
+            if self._scope.cancelled_caught:
+                reason = CloseReason.LOCK_LOST
+                lease.lose(LockLost(f"the lock on session {lease.session_id!r} was not renewed in time"))
+            assert reason is not None
+            await self._close_handler(reason)
+        finally:
+            lease.on_lost(None)
+            head = self._head
+            if reason is None:
+                # Cancelled from outside. The lease is given back when the receiver closes, after the
+                # settlements that are still queued.
+                environment.keeper.forget(lease)
+                reason = CloseReason.DRAINED
+                if head is not None:
+                    environment.settler.submit(
+                        Settlement(head, SettlementAction.ABANDON), lambda _answer: None
+                    )
+                with trio.CancelScope(shield=True):
+                    await self._close_handler(reason)
+            elif reason is CloseReason.LOCK_LOST or (lease.session_id is None and head is None):
+                environment.keeper.forget(lease)
+            else:
+                environment.keeper.release(lease)
+            self._mailbox.clear()
+            self.finished.set()
+            self._account(None, self._unsettled)
+            environment.observer.closed(self, reason)
+
+    async def _serve(self) -> CloseReason:
+        """Handle messages until there is a reason to end."""
+        mailbox = self._mailbox
+        while True:
+            while mailbox:
+                if self._stop is not None:
+                    return self._stop
+                reason = await self._process(mailbox.popleft())
+                if reason is not None:
+                    return reason
+            if self._stop is not None:
+                return self._stop
+            if self._refused:
+                await self._wait_pending(0)
+                continue
+            if self.lease.session_id is None:
+                return CloseReason.IDLE
+            self.busy = False
+            self._environment.observer.idle(self)
+            await self._signal.wait()
+            self.busy = True
+
+    async def _process(self, delivery: Delivery) -> CloseReason | None:
+        """See one message through its attempts; return why the session must end, or ``None`` to go on."""
+        self._head = delivery
+        attempt = delivery.delivery_count
+        began = -1.0
+        while True:
+            if self.lease.lost is not None or trio.current_time() >= self.lease.deadline:
+                # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
+                await self._lose(f"the lock on session {self.lease.session_id!r} was not renewed in time")
+            permit = None
+            if self._environment.handler_breaker is not None:
+                permit = self._environment.handler_breaker.admit()
+                if permit is None:
+                    return CloseReason.PAUSED
+            result = await self._attempt(delivery, permit)
+            if result is None or type(result) is Complete:
+                self._restarts = 0
+                return await self._complete(delivery)
+            if began < 0.0:
+                began = trio.current_time()
+            decision = await self._judge(result, attempt, trio.current_time() - began)
+            self._environment.observer.failed(delivery, result, decision)
+            if isinstance(decision, Settle):
+                return await self._settle_failed(delivery, decision)
+            if isinstance(decision, Park):
+                return await self._park(delivery, decision.delay, CloseReason.PARKED)
+            remaining = await self._pause(decision.delay)
+            if self._stop is not None:
+                return await self._park(delivery, remaining, self._stop)
+            attempt += 1
+            delivery = attrs.evolve(delivery, delivery_count=attempt)
+
+    async def _attempt(
+        self, delivery: Delivery, permit: int | None
+    ) -> Outcome | BaseException | None:
+        """Call the handler once; what it raises is a result too, only cancellation is not."""
+        breaker = self._environment.handler_breaker
+        self._crashed = False
+        result: Outcome | BaseException | None
+        try:
+            if self._handler is None:
+                await self._open_handler()
+            timeout = self._environment.handler_timeout
+            if timeout is None:
+                result = await self._handle(delivery)
+            else:
+                result = OperationTimeout(f"the handler took longer than {timeout} s")
+                with trio.move_on_after(timeout):
+                    result = await self._handle(delivery)
+        except Exception as error:
+            result = error
+        except BaseException as error:
+            if permit is not None and breaker is not None:
+                breaker.cancel(permit)
+                permit = None
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt)
+            ):
+                raise
+            # Neither an error nor a cancellation of ours (SystemExit, a stray Cancelled, GeneratorExit …).
+            self._crashed = True
+            result = error
+        if permit is not None and breaker is not None:
+            if isinstance(result, (BaseException, Retry)) and not isinstance(result, SerializationError):
+                breaker.fail(permit)
+            else:
+                breaker.succeed(permit)
+        return result
+
+    async def _judge(
+        self, result: Outcome | BaseException, attempt: int, elapsed: float
+    ) -> Settle | Wait | Park:
+        if self._crashed:
+            await self._close_handler(CloseReason.CRASHED)
+            self._restarts += 1
+            if self._restarts > self._environment.restart_budget:
+                self._restarts = 0
+                assert isinstance(result, BaseException)
+                return Settle(SettlementAction.DEAD_LETTER, SESSION_CRASHED, error_text(result))
+        return decide(
+            result,
+            attempt=attempt,
+            elapsed=elapsed,
+            policy=self._environment.failure_policy,
+            random=random,
+        )
+
+    async def _complete(self, delivery: Delivery) -> CloseReason | None:
+        environment = self._environment
+        settlement = Settlement(delivery, SettlementAction.COMPLETE)
+        self._head = None
+        if environment.pipelined:
+            self._pending += 1
+            environment.settler.submit(settlement, partial(self._answered, settlement))
+            if self._pending > environment.pipelined:
+                await self._wait_pending(environment.pipelined)
+            return None
+        error = await self._settle(settlement)
+        if error is None:
+            self._account(SettlementAction.COMPLETE)
+            return None
+        return await self._refused_settlement(delivery, error)
+
+    async def _settle_failed(self, delivery: Delivery, decision: Settle) -> CloseReason | None:
+        """Settle a message that was not completed, everything before it first."""
+        await self._wait_pending(0)
+        settlement = Settlement(
+            delivery,
+            decision.action,
+            reason=decision.reason,
+            description=decision.description,
+            halt=self._environment.halt_on_dead_letter and self.lease.session_id is not None,
+        )
+        error = await self._settle(settlement)
+        if error is None:
+            self._head = None
+            self._account(decision.action)
+            return CloseReason.PARKED if settlement.halt else None
+        return await self._refused_settlement(delivery, error)
+
+    async def _park(self, delivery: Delivery, delay: float, reason: CloseReason) -> CloseReason:
+        """Give the message back with its delay; what is behind it goes back with the lease."""
+        await self._wait_pending(0)
+        error = await self._settle(Settlement(delivery, SettlementAction.ABANDON, delay=delay))
+        if error is None:
+            self._head = None
+            self._account(SettlementAction.ABANDON)
+        elif not error.is_transient:
+            await self._lose(str(error))
+        return reason
+
+    async def _refused_settlement(self, delivery: Delivery, error: QueueError) -> CloseReason:
+        if isinstance(error, (LockLost, InvalidReceipt)):
+            await self._lose(str(error))
+        # The broker cannot do it now (its dead-letter queue may be down): the message stays where it was.
+        self._head = delivery
+        delay = self._environment.failure_policy.retry.delay(1, random=random) or 1.0
+        return await self._park(delivery, delay, CloseReason.PARKED)
+
+    async def _settle(self, settlement: Settlement) -> QueueError | None:
+        """Settle, trying again while the error is transient and the policy allows."""
+        attempt = 0
+        while True:
+            error = await self._environment.settler.settle(settlement)
+            if error is None or not error.is_transient:
+                return error
+            attempt += 1
+            delay = self._environment.settle_retry.delay(
+                attempt, retry_after=error.retry_after, random=random
+            )
+            if delay is None:
+                return error
+            await trio.sleep(delay)
+
+    def _answered(self, settlement: Settlement, answer: Answer) -> None:
+        """The answer to a settlement the session ran ahead of."""
+        if self.finished.is_set():
+            return
+        error = answer.error if isinstance(answer, outcome.Error) else answer.unwrap()
+        if error is None:
+            self._pending -= 1
+            self._account(SettlementAction.COMPLETE)
+        elif isinstance(error, QueueError) and error.is_transient:
+            self._refused.append(settlement)
+        else:
+            self.lease.lose(LockLost(str(error)))
+        if self._awaits_pending:
+            self._signal.wake()
+
+    async def _wait_pending(self, limit: int) -> None:
+        """Return when at most ``limit`` settlements are unconfirmed."""
+        while self._pending > limit:
+            if self._refused:
+                settlement = self._refused.popleft()
+                error = await self._settle(settlement)
+                self._pending -= 1
+                if error is not None:
+                    await self._lose(str(error))
+                self._account(SettlementAction.COMPLETE)
+                continue
+            self._awaits_pending = True
+            await self._signal.wait()
+            self._awaits_pending = False
+
+    async def _pause(self, delay: float) -> float:
+        """Wait out a retry delay while the lease is renewed; return what is left of it when told to stop."""
+        until = trio.current_time() + delay
+        while self._stop is None and trio.current_time() < until:
+            with trio.move_on_at(until):
+                await self._signal.wait()
+        return max(0.0, until - trio.current_time())
+
+    async def _open_handler(self) -> None:
+        self._crashed = True
+        handler = self._environment.make_handler()
+        opened = getattr(handler, "opened", None)
+        if opened is not None:
+            await opened(Session(self._environment.receiver, self.lease))
+        self._handle = handler.handle
+        self._handler = handler
+        self._crashed = False
+
+    async def _close_handler(self, reason: CloseReason) -> None:
+        handler, self._handler = self._handler, None
+        closed = getattr(handler, "closed", None)
+        if closed is None or getattr(type(handler), "closed", None) is SessionHandler.closed:
+            return
+        try:
+            with trio.move_on_after(self._environment.close_timeout):
+                await closed(reason)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            # Nothing depends on how it ends; who wants to know wraps the handler (instrumentation does).
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _account(self, action: SettlementAction | None, count: int = 1) -> None:
+        self._unsettled -= count
+        if action is not None:
+            self.handled += count
+        if count:
+            self._environment.observer.settled(action, count)
+
+    async def _lose(self, why: str) -> NoReturn:
+        """Treat the lease as lost; the scope of :meth:`run` ends the session."""
+        self.lease.lose(LockLost(why))
+        self._scope.cancel()
+        while True:
+            await trio.lowlevel.checkpoint()
+
+    def _lost(self, _lease: Lease) -> None:
+        self._scope.cancel()
+
+    def _renewed(self) -> None:
+        self._scope.deadline = self.lease.deadline

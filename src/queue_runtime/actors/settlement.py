@@ -1,0 +1,98 @@
+"""The settlement actor: decisions about messages, coalesced across sessions into broker batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import random
+from typing import final
+
+import outcome
+import trio
+
+from ..abc import Receiver
+from ..errors import CircuitOpen, LockLost, QueueError
+from ..messages import Capabilities, Settlement
+from ..policies.backoff import RetryPolicy
+from .breaker import Breaker
+from .coalescer import Coalescer
+
+__all__ = ["Answer", "Settler"]
+
+Answer = outcome.Outcome["QueueError | None"]
+
+
+@final
+class Settler:
+    """Sends settlements to the broker in batches and reports what became of each.
+
+    A settlement whose lease is over, by the local deadline or by event, is refused here with ``LockLost``,
+    whatever the broker would say. A call that fails as a whole is repeated (settling twice is safe) as the
+    retry policy says; what still fails is answered with the error.
+
+    Args:
+        receiver: Where the deliveries came from.
+        breaker: Gates the calls.
+        retry: For calls that fail as a whole with a transient error.
+        capabilities: Batch size, useful concurrency and linger of the broker.
+    """
+
+    def __init__(
+        self, receiver: Receiver, breaker: Breaker, retry: RetryPolicy, capabilities: Capabilities
+    ) -> None:
+        self._receiver = receiver
+        self._breaker = breaker
+        self._retry = retry
+        self._coalescer: Coalescer[Settlement, QueueError | None] = Coalescer(
+            self._flush,
+            max_batch=capabilities.max_settle_messages,
+            workers=capabilities.max_concurrent_settles,
+            linger=capabilities.settle_linger,
+        )
+        self.submit: Callable[[Settlement, Callable[[Answer], None]], None] = self._coalescer.submit
+        """Queue a settlement; the callback gets its answer: ``None``, or why it was refused."""
+        self.wait_idle = self._coalescer.wait_idle
+        self.run = self._coalescer.run
+
+    async def settle(self, settlement: Settlement) -> QueueError | None:
+        """Settle and wait for the broker's word: ``None``, or why it was refused.
+
+        Cancelled, the settlement stays queued: what a handler finished is not handled again for that.
+        """
+        return await self._coalescer.ask(settlement, withdraw=False)
+
+    async def _flush(self, batch: Sequence[Settlement]) -> list[QueueError | None]:
+        answers: list[QueueError | None] = [None] * len(batch)
+        attempt = 0
+        while True:
+            now = trio.current_time()
+            live = []
+            for index, settlement in enumerate(batch):
+                lease = settlement.delivery.lease
+                if lease.lost is not None:
+                    answers[index] = lease.lost
+                elif now >= lease.deadline:
+                    answers[index] = LockLost(
+                        f"the lock on session {lease.session_id!r} ran out before the settlement was sent"
+                    )
+                else:
+                    live.append(index)
+            if not live:
+                return answers
+            chosen = batch if len(live) == len(batch) else [batch[index] for index in live]
+            try:
+                results = await self._breaker.call(self._receiver.settle, chosen)
+            except QueueError as error:
+                attempt += 1
+                delay = self._retry.delay(attempt, retry_after=error.retry_after, random=random)
+                # A refusal by the breaker is no attempt at the broker: wait for it as long as the leases last.
+                if isinstance(error, CircuitOpen):
+                    delay = max(error.retry_after or 0.0, 0.01)
+                if not error.is_transient or delay is None:
+                    for index in live:
+                        answers[index] = error
+                    return answers
+                await trio.sleep(delay)
+                continue
+            for index, result in zip(live, results, strict=True):
+                answers[index] = result
+            return answers
