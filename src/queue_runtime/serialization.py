@@ -45,7 +45,7 @@ from cattrs import (
 from cattrs.cols import list_structure_factory, mapping_structure_factory
 from cattrs.preconf.json import make_converter
 
-from .errors import SerializationError
+from .errors import SerializationError, ValidationError
 
 __all__ = ["describe_problem", "describe_problems", "dump_json", "load_json"]
 
@@ -115,13 +115,21 @@ def load_json(body: bytes, payload_type: Any) -> Any:
     Raises:
         SerializationError: The body is not UTF-8, not JSON, or does not fit; ``problems`` holds each problem
             as ``problem @ path``. Neither it nor its traceback holds the body.
+        ValidationError: Nothing of ``payload_type`` can be read from JSON, whatever the body.
     """
+    try:
+        structure = _CONVERTER.get_structure_hook(payload_type)
+    except (StructureHandlerNotFoundError, TypeError) as error:
+        # Not the body's fault: it must not be dead-lettered as poison for a mistake in the program.
+        raise ValidationError(
+            f"{_type_name(payload_type)} cannot be read from JSON: {error}"
+        ) from error
     # Raised outside the handlers: the causes would carry the body into logs by way of the traceback.
     problems: tuple[str, ...]
     try:
         plain = _DECODER.decode(body.decode())
         try:
-            return _CONVERTER.structure(plain, payload_type)
+            return structure(plain, payload_type)
         except Exception as error:
             summary = f"the body does not fit {_type_name(payload_type)}"
             problems = describe_problems(error, expected=payload_type)

@@ -173,10 +173,8 @@ class RetryPolicy:
             return self.max_delay if self.initial else 0.0
 
     def _jittered(self, delay: float, random: Callable[[], float]) -> float:
-        match self.jitter:
-            case Jitter.FULL:
-                return delay * random()
-            case Jitter.EQUAL:
-                return delay / 2 + delay / 2 * random()
-            case Jitter.NONE:
-                return delay
+        if self.jitter is Jitter.FULL:
+            return delay * random()
+        if self.jitter is Jitter.EQUAL:
+            return delay / 2 + delay / 2 * random()
+        return delay
