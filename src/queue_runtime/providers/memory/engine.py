@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import ClassVar, Final, NamedTuple, Protocol, TypeAlias, final
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, final
 
 import attrs
 
@@ -54,6 +54,8 @@ __all__ = [
     "QueueOptions",
     "Refusal",
     "Signals",
+    "count",
+    "seconds",
 ]
 
 FAIR_CHUNK: Final = 8
@@ -69,22 +71,38 @@ TIME_TO_LIVE_EXPIRED: Final = "TimeToLiveExpired"
 """Dead-letter reason of a message that nobody took in time."""
 
 
-def _seconds(value: object, name: str, *, zero: bool) -> str | None:
-    """What is wrong with a duration; ``None``: nothing."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"{name} must be seconds as a number, got {type(value).__name__}"
-    if not (value >= 0 if zero else value > 0) or not value <= MAX_DURATION:
-        lower = "0 or more" if zero else "more than 0"
-        return f"{name} is {value!r}: it must be {lower} and at most {MAX_DURATION:.0f} seconds"
-    return None
+_Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def _count(value: object, name: str, least: int) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"{name} must be a whole number, got {type(value).__name__}"
-    if value < least:
-        return f"{name} is {value}: it must be at least {least}"
-    return None
+def seconds(*, zero: bool = False, optional: bool = False) -> _Validator:
+    """Accept a duration: above 0 (``zero``: or exactly), at most ten years; ``optional``: or ``None``."""
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and optional:
+            return
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
+        if not 0 <= number <= MAX_DURATION or (number == 0 and not zero):
+            raise ValidationError(
+                f"{attribute.name} is {value!r}: expected seconds, {'at least' if zero else 'more than'} 0 "
+                f"and at most {MAX_DURATION:.0f}" + (", or none" if optional else "")
+            )
+
+    return check
+
+
+def count(*, least: int, optional: bool = False) -> _Validator:
+    """Accept a whole number from ``least``; ``optional``: or ``None``."""
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValidationError(
+                f"{attribute.name} is {value!r}: expected a whole number, at least {least}"
+                + (", or none" if optional else "")
+            )
+
+    return check
 
 
 @attrs.frozen(kw_only=True)
@@ -105,36 +123,22 @@ class QueueOptions:
         dead_letter_expired: Keep expired messages as dead letters; otherwise they are deleted.
 
     Raises:
-        ValidationError: A value is outside what is accepted; the text lists all that are.
+        ValidationError: A value is outside what is accepted.
+        TypeError: A flag is not a bool.
     """
 
-    lock_duration: float = 30.0
-    max_delivery_count: int | None = 10
-    declare: bool = True
-    max_queue_size: int = 1_000_000
-    max_message_bytes: int = 262_144
-    default_time_to_live: float | None = None
-    deduplication_window: float = 300.0
-    dead_letter_expired: bool = True
-
-    def __attrs_post_init__(self) -> None:
-        problems = [problem for problem in self._problems() if problem is not None]
-        if problems:
-            raise ValidationError("; ".join(problems))
-
-    def _problems(self) -> list[str | None]:
-        """One entry per check; ``None`` where it holds."""
-        deliveries, default_ttl = self.max_delivery_count, self.default_time_to_live
-        return [
-            _seconds(self.lock_duration, "lock_duration", zero=False),
-            None if deliveries is None else _count(deliveries, "max_delivery_count", 0),
-            _count(self.max_queue_size, "max_queue_size", 1),
-            _count(self.max_message_bytes, "max_message_bytes", 1),
-            None
-            if default_ttl is None
-            else _seconds(default_ttl, "default_time_to_live", zero=False),
-            _seconds(self.deduplication_window, "deduplication_window", zero=True),
-        ]
+    lock_duration: float = attrs.field(default=30.0, validator=seconds())
+    max_delivery_count: int | None = attrs.field(
+        default=10, validator=count(least=0, optional=True)
+    )
+    declare: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    max_queue_size: int = attrs.field(default=1_000_000, validator=count(least=1))
+    max_message_bytes: int = attrs.field(default=262_144, validator=count(least=1))
+    default_time_to_live: float | None = attrs.field(default=None, validator=seconds(optional=True))
+    deduplication_window: float = attrs.field(default=300.0, validator=seconds(zero=True))
+    dead_letter_expired: bool = attrs.field(
+        default=True, validator=attrs.validators.instance_of(bool)
+    )
 
     @property
     def delivery_limit(self) -> float:
@@ -256,7 +260,7 @@ class Engine(Protocol):
         ...
 
     def claim(self, queue: QueueName, holder: str, max_messages: int, now: float) -> list[Grant]:
-        """Deliver up to ``max_messages``.
+        """Deliver up to ``max_messages``; nothing to an unknown (closed) holder.
 
         Eligible sources, which take turns in the order they became eligible, with at most ``FAIR_CHUNK``
         messages per turn (a session may come up several times in one call):
@@ -286,7 +290,8 @@ class Engine(Protocol):
             session_id: An existing or new session; ``None``: the unlocked, deliverable one whose turn it is.
 
         Returns:
-            The grant; ``None`` if ``session_id`` is ``None`` and there is no such session.
+            The grant; ``None`` if ``session_id`` is ``None`` and there is no such session, or if the holder is
+            unknown (closed).
 
         Raises:
             SessionLocked: The named session's lock is current, whoever holds it.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from queue_runtime.abc import Lease
 from queue_runtime.errors import (
@@ -19,6 +18,9 @@ from queue_runtime.errors import (
     Throttled,
 )
 from queue_runtime.messages import QueueName, SessionId, Settlement
+
+if TYPE_CHECKING:
+    import sqlite3  # not loaded for a broker in memory
 
 __all__ = [
     "from_sqlite",

@@ -158,9 +158,11 @@ class HeapEngine:
 
     def claim(self, queue: QueueName, holder: str, max_messages: int, now: float) -> list[Grant]:
         q = self._at(queue, now)
-        owner = q.holders[holder]
-        until = now + self.options.lock_duration
+        owner = q.holders.get(holder)
         grants: list[Grant] = []
+        if owner is None:
+            return grants
+        until = now + self.options.lock_duration
         common, own = q.ring, owner.ring
         left = max_messages
         while left > 0:
@@ -261,6 +263,9 @@ class HeapEngine:
         self, queue: QueueName, holder: str, session_id: SessionId | None, now: float
     ) -> Grant | None:
         q = self._at(queue, now)
+        owner = q.holders.get(holder)
+        if owner is None:
+            return None
         if session_id is None:
             found = next((lane for lane in q.ring if lane is not q.loose), None)
             if found is None:
@@ -270,7 +275,7 @@ class HeapEngine:
             lane = q.lane(session_id)
             if lane.lock is not None:
                 raise session_locked(session_id)
-        lock = q.lock(lane, q.holders[holder], now + self.options.lock_duration)
+        lock = q.lock(lane, owner, now + self.options.lock_duration)
         q.refresh(lane)
         return Grant(lane.session_id, lock.token, lock.until, True, ())
 
