@@ -14,7 +14,7 @@ Two attributes decide what a caller does next:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AuthenticationFailed",
@@ -55,6 +55,14 @@ class QueueError(Exception):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are unpickled by calling them with their text, which is not what all of ours take.
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(cls: type[QueueError], args: tuple[Any, ...]) -> QueueError:
+    return cls.__new__(cls, *args)
 
 
 class QueueNotFound(QueueError):

@@ -67,7 +67,7 @@ def _check_text(kind: str, value: object, max_length: int) -> str:
             # Cc: control characters; Cs: lone surrogates, which no wire encoding can carry.
             if unicodedata.category(character) in ("Cc", "Cs"):
                 raise ValidationError(
-                    f"{kind} {_shown(value)} has a control character ({ascii(character)}) at "
+                    f"{kind} {_shown(value)} has a control character ({character!a}) at "
                     f"position {index}: only characters that can be shown and encoded are accepted"
                 )
     return value
@@ -128,11 +128,26 @@ class SessionId(str):
         :meth:`parts` is the inverse.
 
         Raises:
-            ValidationError: A part is empty, no part was given, or the result is too long.
+            ValidationError: A part is empty or neither text nor a whole number, no part was given, or the
+                result is too long.
         """
-        texts = [str(part) for part in parts]
+        texts: list[str] = []
+        for part in parts:
+            if isinstance(part, bool) or not isinstance(part, (str, int)):
+                raise ValidationError(
+                    f"part {len(texts) + 1} of a session id must be a str or an int, "
+                    f"got {type(part).__name__}"
+                )
+            # Python refuses to print numbers of more than 4,300 digits; 128 digits are 426 bits.
+            if isinstance(part, int) and part.bit_length() > 426:
+                raise ValidationError(
+                    f"part {len(texts) + 1} of a session id is a number of more than "
+                    f"{cls.MAX_LENGTH} digits"
+                )
+            texts.append(str(part))
         if not texts or not all(texts):
-            raise ValidationError(f"a session id needs non-empty parts, got {parts!r}")
+            shown = ", ".join(_shown(text) for text in texts[:10])
+            raise ValidationError(f"a session id needs non-empty parts, got ({shown})")
         return cls("/".join(text.replace("%", "%25").replace("/", "%2F") for text in texts))
 
     def parts(self) -> tuple[str, ...]:
@@ -160,7 +175,7 @@ class MessageId(str):
 def _to_body(value: object) -> bytes:
     if type(value) is bytes:
         return value
-    if isinstance(value, (bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise ValidationError(
         f"a body must be bytes, got {type(value).__name__}: "
@@ -171,8 +186,8 @@ def _to_body(value: object) -> bytes:
 def _to_headers(value: Mapping[str, str]) -> Mapping[str, str]:
     if not value:
         return _NO_HEADERS
-    if type(value) is MappingProxyType:
-        return value
+    if not isinstance(value, Mapping):
+        raise ValidationError(f"headers must be a mapping of str to str, got {type(value).__name__}")
     headers = dict(value)
     for name, text in headers.items():
         _check_text("header name", name, 256)
@@ -215,8 +230,10 @@ def _to_duration(value: float | timedelta | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValidationError(f"time_to_live must be seconds as a number, got {type(value).__name__}")
     if not 0 < value <= MAX_DURATION:  # also refuses NaN
+        # Python refuses to print numbers of more than 4,300 digits.
+        shown = "huge" if isinstance(value, int) and value.bit_length() > 1_000 else f"{value!r} seconds"
         raise ValidationError(
-            f"time_to_live is {value!r} seconds: it must be more than 0 and at most {MAX_DURATION:.0f}"
+            f"time_to_live is {shown}: it must be more than 0 and at most {MAX_DURATION:.0f} seconds"
         )
     return float(value)
 
@@ -226,13 +243,16 @@ def _to_moment(value: datetime | None) -> datetime | None:
         return None
     if not isinstance(value, datetime):
         raise ValidationError(f"scheduled_at must be a datetime, got {type(value).__name__}")
-    if value.tzinfo is None:
+    if value.utcoffset() is None:
         raise ValidationError(
             f"scheduled_at {value.isoformat()} has no time zone: use datetime.now(UTC) + timedelta(…)"
         )
     if (value - datetime.now(UTC)).total_seconds() > MAX_DURATION:
         raise ValidationError(f"scheduled_at {value.isoformat()} is more than ten years away")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValidationError(f"scheduled_at {value.isoformat()} is no time in UTC") from None
 
 
 @attrs.frozen(hash=False)
