@@ -14,7 +14,7 @@ from uuid import UUID
 
 import attrs
 import pytest
-from cattrs import Converter
+from cattrs import Converter, IterableValidationError, StructureHandlerNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -375,6 +375,10 @@ def test_deep_data_of_a_recursive_class_is_refused_without_a_crash() -> None:
     body = b'{"name":"a","children":[' * depth + b"]}" * depth
     with pytest.raises(SerializationError, match="nested too deeply"):
         load_json(body, Tree)
+    depth = 400  # the decoder manages this, the classes do not
+    body = b'{"name":"a","children":[' * depth + b"]}" * depth
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        load_json(body, Tree)
     shallower = 40
     body = b'{"name":"a","children":[' * shallower + b"7" + b"]}" * shallower
     (problem,) = body_problems(body, Tree)
@@ -430,6 +434,7 @@ def test_every_place_without_a_json_form_is_named() -> None:
         "b": float("nan"),
         "c": {"d": (float("-inf"), "fine")},
         "e": "\ud800",
+        "f": [None, True, 1, "fine", {"k": 1, None: 2}],
     }
     assert dump_problems(value) == (
         "Opaque has no JSON form @ $['a'][1]",
@@ -498,6 +503,19 @@ def test_other_words_for_a_problem() -> None:
         converter.structure({"x": "a"}, Defaults)
     described = describe_problems(caught.value, describe=lambda error, wanted: f"{error} {wanted}")
     assert described == ("invalid literal for int() with base 10: 'a' <class 'int'> @ $.x",)
+
+
+def test_a_type_without_a_hook_in_another_converter() -> None:
+    with pytest.raises(StructureHandlerNotFoundError) as caught:
+        Converter().structure("x", QueueError)
+    assert describe_problems(caught.value) == ("QueueError cannot be made from JSON @ $",)
+
+
+def test_notes_of_others_do_not_disturb_the_path() -> None:
+    error = ValueError("hidden")
+    error.add_note("somebody's note")
+    inner = IterableValidationError("items", [error], list)
+    assert describe_problems(inner) == ("invalid value (ValueError) @ $",)
 
 
 def test_an_error_without_a_type() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .abc import Lease
 
 __all__ = [
+    "MAX_DURATION",
     "Capabilities",
     "DeadLetterInfo",
     "Delivery",

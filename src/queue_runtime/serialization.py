@@ -47,7 +47,14 @@ from cattrs.preconf.json import make_converter
 
 from .errors import SerializationError, ValidationError
 
-__all__ = ["describe_problem", "describe_problems", "dump_json", "load_json"]
+__all__ = [
+    "MAX_PROBLEMS",
+    "Describe",
+    "describe_problem",
+    "describe_problems",
+    "dump_json",
+    "load_json",
+]
 
 MAX_PROBLEMS: Final = 100
 """Problems listed one by one; the rest are counted: a hostile body fills neither memory nor log."""

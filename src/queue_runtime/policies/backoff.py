@@ -15,7 +15,7 @@ from ..errors import ValidationError
 from ..messages import MAX_DURATION
 from ._checks import check_count, check_number, to_float
 
-__all__ = ["Backoff", "Jitter", "RetryPolicy"]
+__all__ = ["MAX_FACTOR", "Backoff", "Jitter", "RetryPolicy"]
 
 MAX_FACTOR: Final = 1_000.0
 """Largest growth from one delay to the next; anything larger is a mistake in the unit."""
