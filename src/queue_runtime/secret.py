@@ -28,8 +28,10 @@ _SECRET_NAME: Final = re.compile(
     r"|^(pass|pwd|pw|auth|sas|sig|code|user(name|info)?)$",
     re.IGNORECASE,
 )
-_QUERY_PAIR: Final = re.compile(r"([?&#]([^=&?#]+)=)([^&]+)")
-_DSN_PAIR: Final = re.compile(r"((?:^|[;\s])\s*([^=;&?\s]+)\s*=\s*)([^;&]+)")
+# The value goes on over what has no = of its own: an & in a password that nobody escaped.
+_QUERY_PAIR: Final = re.compile(r"([?&#]([^=&?#]+)=)([^&]+(?:&[^=&]*(?=&|$))*)")
+_DSN_NAME: Final = re.compile(r"(?:^|[;\s])\s*([^=;&?\s]+)\s*=\s*")
+_DSN_VALUE: Final = re.compile(r"[^;&]*")
 _AUTHORITY: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)(?!/)")
 
 
@@ -38,8 +40,20 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(unquote(name).strip()) is not None
 
 
-def _mask_pair(match: re.Match[str]) -> str:
+def _mask_query_pair(match: re.Match[str]) -> str:
     return match[1] + MASK if is_secret_name(match[2]) else match[0]
+
+
+def _mask_connection_string(text: str) -> str:
+    """``text`` with the values of secret ``name=value`` pairs masked up to the next ``;`` or ``&``."""
+    pieces: list[str] = []
+    done = 0
+    for name in _DSN_NAME.finditer(text):
+        if name.start() >= done and is_secret_name(name[1]):
+            pieces += (text[done : name.end()], MASK)
+            value = _DSN_VALUE.match(text, name.end())
+            done = value.end() if value is not None else name.end()
+    return "".join((*pieces, text[done:]))
 
 
 def mask_url(url: str) -> str:
@@ -48,7 +62,7 @@ def mask_url(url: str) -> str:
     Connection strings (``Endpoint=…;SharedAccessKey=…``) are masked too. Text that cannot be understood is
     masked rather too much than too little: up to the last ``@``, since passwords are often left unescaped.
     """
-    masked = _DSN_PAIR.sub(_mask_pair, _QUERY_PAIR.sub(_mask_pair, url))
+    masked = _mask_connection_string(_QUERY_PAIR.sub(_mask_query_pair, url))
     head = _AUTHORITY.match(masked)
     if head is not None and "@" in masked:
         # A file URL (scheme:///…) has no user information; its path may well hold an @.
@@ -131,9 +145,19 @@ class Secret(_Guarded):
 
 @final
 class SecretUrl(_Guarded):
-    """A URL that may hold secrets: shown as :func:`mask_url` shows it, otherwise like :class:`Secret`."""
+    """A URL that may hold secrets: shown as :func:`mask_url` shows it, otherwise like :class:`Secret`.
 
-    __slots__ = ()
+    Args:
+        text: The URL.
+        shown: The URL to show instead (masked too), where names do not tell which parts are secret.
+    """
+
+    __slots__ = ("_shown",)
+    _shown: str
+
+    def __init__(self, text: str, *, shown: str | None = None) -> None:
+        super().__init__(text)
+        object.__setattr__(self, "_shown", mask_url(text if shown is None else shown))
 
     def __str__(self) -> str:
-        return mask_url(self._text)
+        return self._shown

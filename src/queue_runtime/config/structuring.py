@@ -14,6 +14,7 @@ import difflib
 import enum
 import math
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import attrs
 from cattrs import Converter
 
-from queue_runtime.errors import ConfigurationError, ValidationError
+from queue_runtime.errors import ConfigurationError
 from queue_runtime.secret import Secret, SecretUrl, mask_url
 
 __all__ = [
@@ -158,6 +159,8 @@ def _to_bool(value: Any, _type: Any) -> bool:
 
 def _to_text(value: Any, text_type: Any) -> Any:
     """Plain text, and its validated subclasses such as queue names."""
+    if issubclass(text_type, enum.Enum):
+        return _to_enum(value, text_type)
     if not isinstance(value, str):
         raise _wrong(value, "text")
     return text_type(str(value))
@@ -252,7 +255,7 @@ def _optional_hook(union: Any) -> _Hook:
 
 
 def _attrs_hook(config_type: Any) -> _Hook:
-    hints = typing.get_type_hints(config_type)
+    hints = _hints(config_type)
     fields = _fields(config_type)
 
     def structure_attrs(value: Any, _type: Any) -> Any:
@@ -272,7 +275,7 @@ def _attrs_hook(config_type: Any) -> _Hook:
                 structured[name] = _CONVERTER.structure(value[name], hints[name])
             except _Wrong as wrong:
                 problems.extend(_below(name, wrong.problems))
-            except ValidationError as error:
+            except ValueError as error:
                 problems.append(Problem(_said(error), name))
         if not problems:
             try:
@@ -284,6 +287,18 @@ def _attrs_hook(config_type: Any) -> _Hook:
         raise _Wrong(*problems, *_refusals(config_type, structured, value))
 
     return structure_attrs
+
+
+def _hints(config_type: Any) -> dict[str, Any]:
+    """The types of a class's fields, also where its ``__module__`` names a package that re-exports it."""
+    home = config_type.__module__
+    names: dict[str, Any] = {}
+    for name, module in list(sys.modules.items()):
+        if f"{name}.".startswith(f"{home}."):
+            namespace = vars(module)
+            if namespace.get(config_type.__name__) is config_type:
+                names.update(namespace)
+    return typing.get_type_hints(config_type, localns=names)
 
 
 def _fields(config_type: Any) -> dict[str, attrs.Attribute[Any]]:
@@ -372,13 +387,9 @@ def _make_converter() -> Converter:
     converter.register_structure_hook(Secret, _to_guarded)
     converter.register_structure_hook(SecretUrl, _to_guarded)
     converter.register_structure_hook(Path, _to_path)
-    # Of several that fit, cattrs takes the one registered last: an enum of text is an enum.
-    converter.register_structure_hook_func(
-        lambda t: isinstance(t, type) and issubclass(t, str), _to_text
-    )
-    converter.register_structure_hook_func(
-        lambda t: isinstance(t, type) and issubclass(t, enum.Enum), _to_enum
-    )
+    # cattrs asks these first, by class; they hold for subclasses too.
+    converter.register_structure_hook(str, _to_text)
+    converter.register_structure_hook(enum.Enum, _to_enum)
     converter.register_structure_hook_func(_is_literal, _to_literal)
     converter.register_structure_hook_func(_is_mapping, _to_mapping)
     converter.register_structure_hook_factory(_is_union, _optional_hook)
@@ -434,9 +445,15 @@ def structure_options(
     problems = [_unknown(name, known) for name in options if name not in known] + problems
     if config is None or problems:
         raise ConfigurationError(
-            f"bad options of {shown(where)}", tuple(str(problem) for problem in problems)
+            f"bad options of {_without_query(where)}",
+            tuple(str(problem) for problem in problems),
         )
     return config
+
+
+def _without_query(url: str) -> str:
+    """``url`` to show; of the query, which may hold secrets under any name, problems name what matters."""
+    return shown(mask_url(url).partition("?")[0])
 
 
 def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
@@ -445,7 +462,7 @@ def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
     Raises:
         ConfigurationError: Not a URL with a scheme, malformed, or an option given twice; secrets masked.
     """
-    masked = shown(url)
+    masked = _without_query(url)
     try:
         parts = urlsplit(url)
         _ = parts.port

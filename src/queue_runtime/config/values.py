@@ -340,22 +340,28 @@ class RuntimeConfig:
                     ),
                 )
             return self.provider
-        url, options = provider_url(self.provider.reveal())
-        options = {**self._credentials(url), **options}
-        options.update((name, _revealed(value)) for name, value in self.provider_options.items())
-        query = "&".join(
-            f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in options.items()
+        url, in_url = provider_url(self.provider.reveal())
+        options = {**self._credentials(url), **in_url, **self.provider_options}
+        if not options:
+            return url
+        return SecretUrl(
+            f"{url.reveal()}?{_query(options, _revealed)}", shown=f"{url}?{_query(options, str)}"
         )
-        return SecretUrl(f"{url.reveal()}?{query}") if query else url
 
-    def _credentials(self, url: SecretUrl) -> dict[str, str]:
+    def _credentials(self, url: SecretUrl) -> dict[str, str | Secret]:
         scheme = url.reveal().partition("://")[0]
         values: dict[str, Any] = {}
         if scheme == "azure":
             values = attrs.asdict(self.azure, recurse=False)
         elif scheme == "sqs":
             values = attrs.asdict(self.aws, recurse=False)
-        return {name: _revealed(value) for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _query(options: Mapping[str, str | Secret], text: Callable[[str | Secret], str]) -> str:
+    return "&".join(
+        f"{quote(name, safe='')}={quote(text(value), safe='*')}" for name, value in options.items()
+    )
 
 
 def _revealed(value: str | Secret) -> str:
