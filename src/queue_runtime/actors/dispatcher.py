@@ -46,6 +46,11 @@ class Dispatcher:
         max_concurrent: Most messages without a session handled at once.
         idle_timeout: Seconds without a message after which a session's lock is given back.
         observer: Told what happens, for instrumentation.
+
+    Attributes:
+        counters: What happened so far.
+        demand_rose: Woken when messages were settled.
+        in_flight: Messages received and not settled; ``demand`` also counts what was only asked for.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Dispatcher:
         self.counters = Counters()
         self.demand = demand
         self.demand_rose = Signal()
+        self.in_flight = 0
         self._max_sessions = max_sessions
         self._max_concurrent = max_concurrent
         self._idle_timeout = idle_timeout
@@ -96,6 +102,7 @@ class Dispatcher:
     def dispatch(self, batch: list[Delivery]) -> None:
         """Take a batch from a receiver; the receiver has accounted for it in ``demand``."""
         self.counters.received += len(batch)
+        self.in_flight += len(batch)
         self._batches.append(batch)
         self._arrived.wake()
 
@@ -199,6 +206,7 @@ class Dispatcher:
             counters.dead_lettered += count
         else:
             counters.abandoned += count
+        self.in_flight -= count
         self.demand.settled(count)
         self.demand_rose.wake()
 

@@ -116,7 +116,7 @@ class ReceiverActor:
                 if self._handler_breaker.state.value is BreakerState.OPEN:
                     await self._handler_breaker.wait_admitting()
                 probing = self._handler_breaker.state.value is BreakerState.HALF_OPEN
-            if not demand.available or (probing and demand.in_flight):
+            if not demand.available or (probing and dispatcher.in_flight):
                 await dispatcher.demand_rose.wait()
                 continue
             if demand.nearly_full and not probing:

@@ -177,7 +177,7 @@ class Supervisor:
         counters = self._dispatcher.counters
         return SupervisorStatistics(
             active_sessions=self._dispatcher.active_sessions,
-            in_flight=self._dispatcher.demand.in_flight,
+            in_flight=self._dispatcher.in_flight,
             session_backlog=self._dispatcher.backlogs(),
             received=counters.received,
             completed=counters.completed,
@@ -222,7 +222,7 @@ class Supervisor:
             Unsupported: The provider has no ``stats``.
         """
         while True:
-            if not self._dispatcher.demand.in_flight:
+            if not self._dispatcher.in_flight:
                 stats: QueueStats = await self.breaker.call(self._provider.stats, self._queue)
                 if not stats.depth and not stats.in_flight:
                     return
