@@ -24,39 +24,28 @@ class Demand:
 
     Args:
         max_in_flight: Most messages taken and not settled.
-        low_water: Ask for more only while no more than this is in flight, so that the calls ask for many at
-            once instead of one by one. Room above it may stay unused while handlers are slow. ``None``:
-            three quarters of ``max_in_flight``.
 
     Raises:
-        ValidationError: A number is outside what is accepted.
+        ValidationError: The cap is outside what is accepted.
     """
 
-    __slots__ = ("_in_flight", "_low_water", "_max_in_flight")
+    __slots__ = ("_max_in_flight", "in_flight")
 
-    def __init__(self, max_in_flight: int, low_water: int | None = None) -> None:
+    def __init__(self, max_in_flight: int) -> None:
         check_count("max_in_flight", max_in_flight)
-        if low_water is None:
-            low_water = max_in_flight * 3 // 4
-        check_count("low_water", low_water, 0)
-        if low_water >= max_in_flight:
-            raise ValidationError(
-                f"low_water is {low_water}: it must be less than max_in_flight ({max_in_flight})"
-            )
         self._max_in_flight = max_in_flight
-        self._low_water = low_water
-        self._in_flight = 0
+        self.in_flight = 0
+        """How many are taken and not settled."""
 
     @property
-    def in_flight(self) -> int:
-        """How many are taken and not settled."""
-        return self._in_flight
-
     def available(self) -> int:
-        """How many may be taken now; 0 while more than ``low_water`` are in flight."""
-        if self._in_flight > self._low_water:
-            return 0
-        return self._max_in_flight - self._in_flight
+        """How many may be taken now."""
+        return self._max_in_flight - self.in_flight
+
+    @property
+    def nearly_full(self) -> bool:
+        """Whether so little room is left (less than a quarter) that a call is better made a little later."""
+        return 4 * self.available < self._max_in_flight
 
     def taken(self, count: int) -> None:
         """``count`` are asked for.
@@ -64,12 +53,11 @@ class Demand:
         Raises:
             ValidationError: They would exceed the cap; nothing changed.
         """
-        check_count("count", count, 0)
-        if self._in_flight + count > self._max_in_flight:
+        if not 0 <= count <= self.available:
             raise ValidationError(
-                f"{count} more than the {self._in_flight} in flight exceed the cap of {self._max_in_flight}"
+                f"cannot take {count} more: {self.in_flight} are in flight, the cap is {self._max_in_flight}"
             )
-        self._in_flight += count
+        self.in_flight += count
 
     def settled(self, count: int) -> None:
         """``count`` are settled, or were asked for and not delivered.
@@ -77,12 +65,9 @@ class Demand:
         Raises:
             ValidationError: So many are not in flight; nothing changed.
         """
-        check_count("count", count, 0)
-        if count > self._in_flight:
-            raise ValidationError(
-                f"{count} cannot be settled, only {self._in_flight} are in flight"
-            )
-        self._in_flight -= count
+        if not 0 <= count <= self.in_flight:
+            raise ValidationError(f"cannot settle {count}: {self.in_flight} are in flight")
+        self.in_flight -= count
 
 
 def group_by_lease(deliveries: Iterable[Delivery]) -> dict[Lease, list[Delivery]]:
