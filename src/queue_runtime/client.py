@@ -252,7 +252,9 @@ class QueueClient:
         if not capabilities.sessions:
             raise Unsupported("sessions", self._provider.name)
         if session_id is not None and not capabilities.accept_by_name:
-            raise Unsupported("accept_by_name", self._provider.name, "accept the next available one")
+            raise Unsupported(
+                "accept_by_name", self._provider.name, "accept the next available one"
+            )
         seconds = _timeout(timeout, self._config.receive_timeout)
         name = QueueName(queue)
         wanted = None if session_id is None else SessionId(session_id)
@@ -265,7 +267,9 @@ class QueueClient:
                 return
             yield SessionReceiver(self, _Inbox(receiver, keeps_leases=True), lease)
         finally:
-            for held in [held for held, owner in self._owners.items() if owner.receiver is receiver]:
+            for held in [
+                held for held, owner in self._owners.items() if owner.receiver is receiver
+            ]:
                 del self._owners[held]
             with trio.CancelScope(shield=True), trio.move_on_after(self._config.operation_timeout):
                 await receiver.aclose()
@@ -461,7 +465,6 @@ class QueueClient:
             sender = await self._sender(queue)
             outbox = self._outboxes.get(queue)
             if outbox is None:
-
                 outbox = Coalescer(
                     partial(self._send_all, sender),
                     max_batch=self._provider.capabilities.max_batch_messages,
@@ -520,17 +523,19 @@ class QueueClient:
         for lease in over:
             inbox.owed.pop(lease, None)
             self._owners.pop(lease, None)
-        given_back = [lease for lease in over if lease.session_id is not None and lease.lost is None]
+        given_back = [
+            lease for lease in over if lease.session_id is not None and lease.lost is None
+        ]
         if given_back and not inbox.keeps_leases:
             await self._call(inbox.receiver.release, given_back)
 
     async def _aclose(self) -> None:
         """Close what was opened for sending and receiving, even when cancelled."""
-        opened: Sender | Receiver
-        receivers = [inbox.receiver for inbox in self._inboxes.values()]
-        for opened in (*self._senders.values(), *receivers):
+        opened: list[Sender | Receiver] = [*self._senders.values()]
+        opened += [inbox.receiver for inbox in self._inboxes.values()]
+        for port in opened:
             with trio.CancelScope(shield=True), trio.move_on_after(self._config.operation_timeout):
-                await opened.aclose()
+                await port.aclose()
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar, final
+from typing import Generic, TypeAlias, TypeVar, final
 
 import outcome
 import trio
@@ -12,10 +12,12 @@ import trio
 from ..errors import QueueError
 from .signal import Signal
 
-__all__ = ["Coalescer"]
+__all__ = ["Answered", "Coalescer"]
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Answered: TypeAlias = Callable[[Sequence[Item], "Sequence[Answer] | QueueError"], None]
+"""Gets items and, in the same order, their answers; or the error that answers all of them."""
 
 
 @final
@@ -27,10 +29,11 @@ class Coalescer(Generic[Item, Answer]):
 
     Args:
         flush: Called with at most ``max_batch`` items, in order; returns one answer per item. A
-            ``QueueError`` it raises becomes the outcome of every item of the batch.
+            ``QueueError`` it raises becomes the answer to every item of the batch.
         max_batch: Most items in one call.
         workers: Most calls under way at once.
         linger: Seconds to wait for a batch to fill.
+        withdraw: Whether an item whose asker is cancelled is taken out while it is still queued.
     """
 
     def __init__(
@@ -40,12 +43,15 @@ class Coalescer(Generic[Item, Answer]):
         max_batch: int,
         workers: int = 1,
         linger: float = 0.0,
+        withdraw: bool = True,
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
         self._workers = workers
         self._linger = linger
-        self._items: deque[tuple[Item, Callable[[outcome.Outcome[Answer]], None]]] = deque()
+        self._withdraws = withdraw
+        self._items: deque[Item] = deque()
+        self._askers: deque[Answered[Item, Answer]] = deque()
         self._oldest = 0.0
         self._arrived = Signal()
         self._unanswered = 0
@@ -53,46 +59,49 @@ class Coalescer(Generic[Item, Answer]):
         self._idle = trio.Event()
         self._idle.set()
 
-    def submit(self, item: Item, answered: Callable[[outcome.Outcome[Answer]], None]) -> None:
-        """Queue ``item``; ``answered`` is called once with its outcome. It must not block or raise."""
-        if not self._items:
-            self._oldest = trio.current_time() if self._linger else 0.0
+    def submit(self, item: Item, answered: Answered[Item, Answer]) -> None:
+        """Queue ``item``. ``answered`` gets its answer, or the error of its call; it must not block or raise.
+
+        Items that follow each other with the same ``answered`` get their answers in one call of it.
+        """
+        items = self._items
+        if not items:
+            if self._linger:
+                self._oldest = trio.current_time()
             self._arrived.wake()
-        elif self._linger and len(self._items) == self._max_batch - 1:
+        elif self._linger and len(items) == self._max_batch - 1:
             self._arrived.wake()
         if not self._unanswered:
             self._idle = trio.Event()
         self._unanswered += 1
-        self._items.append((item, answered))
+        items.append(item)
+        self._askers.append(answered)
 
-    async def ask(self, item: Item, *, withdraw: bool = True) -> Answer:
+    async def ask(self, item: Item) -> Answer:
         """Queue ``item`` and wait for its answer.
 
         Cancelled later than the call began, the call goes on and its answer is dropped.
 
-        Args:
-            item: What to send.
-            withdraw: Whether a cancelled item that is still queued is taken out.
-
         Raises:
             QueueError: What ``flush`` raised.
         """
-        task = trio.lowlevel.current_task()
-        waiting = True
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
-        def answered(result: outcome.Outcome[Answer]) -> None:
-            if waiting:
-                trio.lowlevel.reschedule(task, result)
+        def answered(_items: Sequence[Item], answers: Sequence[Answer] | QueueError) -> None:
+            if task is not None:
+                if isinstance(answers, QueueError):
+                    trio.lowlevel.reschedule(task, outcome.Error(answers))
+                else:
+                    trio.lowlevel.reschedule(task, outcome.Value(answers[0]))
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            nonlocal waiting
-            waiting = False
-            if withdraw:
-                self._withdraw(entry)
+            nonlocal task
+            task = None
+            if self._withdraws:
+                self._withdraw(answered)
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.submit(item, answered)
-        entry = self._items[-1]
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
 
@@ -128,24 +137,42 @@ class Coalescer(Generic[Item, Answer]):
             limiter.release_on_behalf_of(token)
 
     async def _flush_some(self) -> None:
-        items = self._items
-        batch = [items.popleft() for _ in range(min(len(items), self._max_batch))]
+        batch, askers = self._take()
         if not batch:
             return
+        answers: Sequence[Answer] | QueueError
         try:
-            answers = await self._flush([item for item, _ in batch])
+            answers = await self._flush(batch)
         except QueueError as error:
-            for _, answered in batch:
-                answered(outcome.Error(error))
-        else:
-            for (_, answered), answer in zip(batch, answers, strict=True):
-                answered(outcome.Value(answer))
-        self._answered(len(batch))
+            answers = error
+        count = len(batch)
+        start = 0
+        while start < count:
+            asker = askers[start]
+            end = start + 1
+            while end < count and askers[end] is asker:
+                end += 1
+            if isinstance(answers, QueueError):
+                asker(batch[start:end], answers)
+            else:
+                asker(batch[start:end], answers[start:end])
+            start = end
+        self._answered(count)
 
-    def _withdraw(self, entry: tuple[Item, Callable[[outcome.Outcome[Answer]], None]]) -> None:
-        for index, queued in enumerate(self._items):
-            if queued is entry:
-                del self._items[index]
+    def _take(self) -> tuple[list[Item], list[Answered[Item, Answer]]]:
+        items, askers = self._items, self._askers
+        if len(items) <= self._max_batch:
+            taken = list(items), list(askers)
+            items.clear()
+            askers.clear()
+            return taken
+        count = self._max_batch
+        return [items.popleft() for _ in range(count)], [askers.popleft() for _ in range(count)]
+
+    def _withdraw(self, answered: Answered[Item, Answer]) -> None:
+        for index, asker in enumerate(self._askers):
+            if asker is answered:
+                del self._items[index], self._askers[index]
                 self._answered(1)
                 return
 

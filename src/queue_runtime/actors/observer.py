@@ -98,7 +98,8 @@ class SupervisorObserver:
                 delay=decision.delay,
                 attempt=delivery.delivery_count,
                 parked=isinstance(decision, Park),
-                reason=(result.reason if isinstance(result, Retry) else "") or type(result).__name__,
+                reason=(result.reason if isinstance(result, Retry) else "")
+                or type(result).__name__,
             )
 
     def breaker_changed(self, name: str, previous: BreakerState, current: BreakerState) -> None:

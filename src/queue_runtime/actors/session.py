@@ -6,13 +6,11 @@ Read :meth:`SessionActor.run` from top to bottom: that is the life of a session.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from random import random
 from typing import Any, Final, NoReturn, Protocol, final
 
 import attrs
-import outcome
 import trio
 
 from ..abc import Lease, Receiver
@@ -23,7 +21,7 @@ from ..policies.backoff import RetryPolicy
 from ..policies.outcomes import FailurePolicy, Park, Settle, Wait, decide, error_text
 from .breaker import Breaker
 from .leases import LeaseKeeper
-from .settlement import Answer, Settler
+from .settlement import Settler
 from .signal import Signal
 
 __all__ = ["SessionActor", "SessionEnvironment", "SessionObserver"]
@@ -111,6 +109,7 @@ class SessionActor:
         "_handler",
         "_head",
         "_mailbox",
+        "_on_answers",
         "_pending",
         "_predecessor",
         "_refused",
@@ -148,6 +147,8 @@ class SessionActor:
         self._unsettled = 0
         self._pending = 0
         self._awaits_pending = False
+        # Bound once: the coalescer groups answers by the identity of who gets them.
+        self._on_answers = self._answered
         self._refused: deque[Settlement] = deque()
 
     @property
@@ -184,7 +185,9 @@ class SessionActor:
                 await self._wait_pending(0)
             if self._scope.cancelled_caught:
                 reason = CloseReason.LOCK_LOST
-                lease.lose(LockLost(f"the lock on session {lease.session_id!r} was not renewed in time"))
+                lease.lose(
+                    LockLost(f"the lock on session {lease.session_id!r} was not renewed in time")
+                )
             assert reason is not None
             await self._close_handler(reason)
         finally:
@@ -197,7 +200,7 @@ class SessionActor:
                 reason = CloseReason.DRAINED
                 if head is not None:
                     environment.settler.submit(
-                        Settlement(head, SettlementAction.ABANDON), lambda _answer: None
+                        Settlement(head, SettlementAction.ABANDON), self._on_answers
                     )
                 with trio.CancelScope(shield=True):
                     await self._close_handler(reason)
@@ -240,7 +243,9 @@ class SessionActor:
         while True:
             if self.lease.lost is not None or trio.current_time() >= self.lease.deadline:
                 # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
-                await self._lose(f"the lock on session {self.lease.session_id!r} was not renewed in time")
+                await self._lose(
+                    f"the lock on session {self.lease.session_id!r} was not renewed in time"
+                )
             permit = None
             if self._environment.handler_breaker is not None:
                 permit = self._environment.handler_breaker.admit()
@@ -296,7 +301,9 @@ class SessionActor:
             self._crashed = True
             result = error
         if permit is not None and breaker is not None:
-            if isinstance(result, (BaseException, Retry)) and not isinstance(result, SerializationError):
+            if isinstance(result, (BaseException, Retry)) and not isinstance(
+                result, SerializationError
+            ):
                 breaker.fail(permit)
             else:
                 breaker.succeed(permit)
@@ -326,11 +333,13 @@ class SessionActor:
         self._head = None
         if environment.pipelined:
             self._pending += 1
-            environment.settler.submit(settlement, partial(self._answered, settlement))
+            environment.settler.submit(settlement, self._on_answers)
             if self._pending > environment.pipelined:
                 await self._wait_pending(environment.pipelined)
             return None
-        error = await self._settle(settlement)
+        error = await environment.settler.settle(settlement)
+        if error is not None and error.is_transient:
+            error = await self._settle(settlement)
         if error is None:
             self._account(SettlementAction.COMPLETE)
             return None
@@ -387,18 +396,26 @@ class SessionActor:
                 return error
             await trio.sleep(delay)
 
-    def _answered(self, settlement: Settlement, answer: Answer) -> None:
-        """The answer to a settlement the session ran ahead of."""
+    def _answered(
+        self,
+        settlements: Sequence[Settlement],
+        answers: Sequence[QueueError | None] | QueueError,
+    ) -> None:
+        """The answers to settlements the session ran ahead of."""
         if self.finished.is_set():
             return
-        error = answer.error if isinstance(answer, outcome.Error) else answer.unwrap()
-        if error is None:
-            self._pending -= 1
-            self._account(SettlementAction.COMPLETE)
-        elif isinstance(error, QueueError) and error.is_transient:
-            self._refused.append(settlement)
-        else:
-            self.lease.lose(LockLost(str(error)))
+        if isinstance(answers, QueueError):
+            answers = [answers] * len(settlements)
+        confirmed = answers.count(None)
+        if confirmed:
+            self._pending -= confirmed
+            self._account(SettlementAction.COMPLETE, confirmed)
+        if confirmed < len(answers):
+            for settlement, error in zip(settlements, answers, strict=True):
+                if error is not None and error.is_transient:
+                    self._refused.append(settlement)
+                elif error is not None:
+                    self.lease.lose(LockLost(str(error)))
         if self._awaits_pending:
             self._signal.wake()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import random
 from typing import final
 
-import outcome
 import trio
 
 from ..abc import Receiver
@@ -16,9 +15,7 @@ from ..policies.backoff import RetryPolicy
 from .breaker import Breaker
 from .coalescer import Coalescer
 
-__all__ = ["Answer", "Settler"]
-
-Answer = outcome.Outcome["QueueError | None"]
+__all__ = ["Settler"]
 
 
 @final
@@ -47,18 +44,17 @@ class Settler:
             max_batch=capabilities.max_settle_messages,
             workers=capabilities.max_concurrent_settles,
             linger=capabilities.settle_linger,
+            withdraw=False,
         )
-        self.submit: Callable[[Settlement, Callable[[Answer], None]], None] = self._coalescer.submit
-        """Queue a settlement; the callback gets its answer: ``None``, or why it was refused."""
-        self.wait_idle = self._coalescer.wait_idle
-        self.run = self._coalescer.run
-
-    async def settle(self, settlement: Settlement) -> QueueError | None:
+        self.submit = self._coalescer.submit
+        """Queue a settlement; the callback gets the answers: ``None``, or why it was refused."""
+        self.settle = self._coalescer.ask
         """Settle and wait for the broker's word: ``None``, or why it was refused.
 
         Cancelled, the settlement stays queued: what a handler finished is not handled again for that.
         """
-        return await self._coalescer.ask(settlement, withdraw=False)
+        self.wait_idle = self._coalescer.wait_idle
+        self.run = self._coalescer.run
 
     async def _flush(self, batch: Sequence[Settlement]) -> list[QueueError | None]:
         answers: list[QueueError | None] = [None] * len(batch)

@@ -138,7 +138,9 @@ class Supervisor:
                 settle_retry=_CALL_RETRY,
                 handler_breaker=self.handler_breaker,
                 pipelined=(
-                    config.max_unsettled_ahead if config.settlement is SettlementMode.PIPELINED else 0
+                    config.max_unsettled_ahead
+                    if config.settlement is SettlementMode.PIPELINED
+                    else 0
                 ),
                 handler_timeout=config.handler_timeout,
                 close_timeout=config.close_timeout,
@@ -153,7 +155,9 @@ class Supervisor:
             self.handler_breaker,
             _CALL_RETRY,
             timeout=config.receive_timeout,
-            batch=AdaptiveBatch(minimum=min(16, config.max_in_flight), maximum=config.max_in_flight),
+            batch=AdaptiveBatch(
+                minimum=min(16, config.max_in_flight), maximum=config.max_in_flight
+            ),
             max_concurrency=capabilities.max_concurrent_receives,
         )
         self._drain = Drain(
