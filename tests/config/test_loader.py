@@ -165,6 +165,7 @@ def test_two_files_in_the_current_directory_are_one_too_many(folder: Path) -> No
     [
         ("a.json", b"{}", "'.json' is not a known ending: expected .toml, .yaml or .yml @"),
         ("a.toml", b"queue = ", "is not valid TOML: "),
+        ("a.toml", b"queue = " + b"9" * 5000, "is not valid TOML: Exceeds the limit"),
         ("a.yaml", f"a: [{CANARY}\nb: *{CANARY}".encode(), "is not valid YAML (at line 2, column "),
         ("a.yaml", b"queue: \x00", "is not valid YAML @"),
         ("a.yaml", f"a: *{CANARY}".encode(), "is not valid YAML (at line 1, column 4) @"),
@@ -543,6 +544,9 @@ def test_options_must_be_simple(folder: Path) -> None:
     )
     (problem,) = problems(overrides={"provider_options": CANARY})
     assert problem == "expected a table, got text @ provider_options (arguments)"
+    file = write(folder, "a.toml", 'provider = "x://h"\nprovider_options = 5\n')
+    found = problems(file, overrides={"provider": "memory://"})
+    assert found == (f"expected a table, got a value of type int @ provider_options ({file})",)
 
 
 def test_options_beside_a_typed_provider(folder: Path) -> None:

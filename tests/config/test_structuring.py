@@ -252,6 +252,44 @@ def test_typed_values_are_not_guessed() -> None:
     }
 
 
+def test_numbers_beyond_what_can_be_written() -> None:
+    assert problems({"needed": 1, "whole": {"low": 16**9000}}) == {
+        "expected a number, got a huge int @ whole.low"
+    }
+
+
+def test_validators_that_look_at_other_fields() -> None:
+    def below(instance: Pair, attribute: attrs.Attribute[Any], value: int) -> None:
+        if value > instance.high:
+            raise ValidationError(f"{attribute.name} is {value}: above {instance.high}")
+
+    @attrs.frozen
+    class Pair:
+        high: int
+        low: int = attrs.field(validator=below)
+        names: Mapping[str, int] | None = None
+
+    assert structure(Pair, {"high": 2, "low": 1, "names": None}) == (Pair(2, 1), [])
+    assert structure(Pair, {"high": 2, "low": 3}) == (None, [Problem("low is 3: above 2", "low")])
+    assert structure(Pair, {"high": 2, "low": 1, "names": "none"}) == (Pair(2, 1), [])
+
+
+def test_a_complaint_about_no_field_in_particular() -> None:
+    @attrs.frozen
+    class Moody:
+        a: int = 1
+
+        def __attrs_post_init__(self) -> None:
+            raise ValidationError("not today")
+
+    assert structure(Moody, {"a": 2}) == (None, [Problem("not today", "")])
+
+
+def test_a_secret_is_not_shown_where_it_does_not_belong() -> None:
+    (problem,) = problems({"needed": Secret(CANARY)})
+    assert problem == "expected a whole number, got '***' @ needed"
+
+
 def test_finished_objects_are_taken_as_they_are() -> None:
     whole = Whole(low=3.0)
     result, found = structure(Outer, {"needed": 1, "whole": whole})

@@ -4,7 +4,8 @@
 * ``presets``: named starting points;
 * ``environment``: the variables that are read;
 * ``loader``: puts the layers together, and explains where a value came from;
-* ``structuring``: plain values into attrs classes, every problem at once; providers use it for their options.
+* ``options``: provider URLs and their options, for the providers;
+* ``structuring``: plain values into attrs classes, every problem at once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from .environment import Variable as Variable
 from .loader import Explained as Explained
 from .loader import explain as explain
 from .loader import load_config as load_config
+from .options import split_url as split_url
+from .options import structure_options as structure_options
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .structuring import Text as Text
-from .structuring import split_url as split_url
-from .structuring import structure_options as structure_options
 from .values import AwsSettings as AwsSettings
 from .values import AzureSettings as AzureSettings
 from .values import ClientConfig as ClientConfig

@@ -275,7 +275,7 @@ def _parse(path: Path) -> Mapping[Any, Any]:
         raise _Unreadable(f"is not UTF-8 text (byte {error.start})") from None
     try:
         contents = tomllib.loads(text) if is_toml else _parse_yaml(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of too many digits
         raise _Unreadable(f"is not valid TOML: {error}") from None
     except RecursionError:
         raise _Unreadable("is nested too deeply") from None

@@ -20,12 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, final, get_args, get_origin
-from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 from cattrs import Converter
 
-from queue_runtime.errors import ConfigurationError
 from queue_runtime.secret import Secret, SecretUrl, mask_url
 
 __all__ = [
@@ -33,11 +31,11 @@ __all__ = [
     "Problem",
     "Text",
     "did_you_mean",
+    "settable_fields",
     "shown",
-    "split_url",
     "step",
     "structure",
-    "structure_options",
+    "unknown",
 ]
 
 T = TypeVar("T")
@@ -91,7 +89,10 @@ def shown(value: object) -> str:
     """``value`` as a short, escaped literal, safe to print: nothing secret, no control characters."""
     if isinstance(value, (Secret, SecretUrl)):
         return repr(str(value))
-    text = ascii(mask_url(value)) if isinstance(value, str) else ascii(value)
+    try:
+        text = ascii(mask_url(value)) if isinstance(value, str) else ascii(value)
+    except ValueError:  # an int of more digits than Python is willing to write
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
@@ -231,7 +232,7 @@ def _is_textual(candidate: Any) -> bool:
     if _is_literal(candidate):
         return "none" in get_args(candidate)
     if not isinstance(candidate, type):
-        return True
+        return False
     if issubclass(candidate, enum.Enum):
         return any(str(member.value).lower() == "none" for member in candidate)
     return issubclass(candidate, (str, Secret, SecretUrl, Path))
@@ -256,7 +257,7 @@ def _optional_hook(union: Any) -> _Hook:
 
 def _attrs_hook(config_type: Any) -> _Hook:
     hints = _hints(config_type)
-    fields = _fields(config_type)
+    fields = settable_fields(config_type)
 
     def structure_attrs(value: Any, _type: Any) -> Any:
         if isinstance(value, config_type):
@@ -264,7 +265,7 @@ def _attrs_hook(config_type: Any) -> _Hook:
         if not isinstance(value, Mapping):
             # Not shown: what was put in place of a table may be a secret.
             raise _Wrong(Problem(f"expected a table, got {_kind(value)}", ""))
-        problems = [_unknown(name, fields) for name in value if name not in fields]
+        problems = [unknown(name, fields) for name in value if name not in fields]
         structured: dict[str, Any] = {}
         for name, field in fields.items():
             if name not in value:
@@ -301,7 +302,8 @@ def _hints(config_type: Any) -> dict[str, Any]:
     return typing.get_type_hints(config_type, localns=names)
 
 
-def _fields(config_type: Any) -> dict[str, attrs.Attribute[Any]]:
+def settable_fields(config_type: Any) -> dict[str, attrs.Attribute[Any]]:
+    """The fields of an attrs class that a source may set, by name."""
     return {
         field.name: field
         for field in attrs.fields(config_type)
@@ -309,7 +311,8 @@ def _fields(config_type: Any) -> dict[str, attrs.Attribute[Any]]:
     }
 
 
-def _unknown(name: object, known: Iterable[str]) -> Problem:
+def unknown(name: object, known: Iterable[str]) -> Problem:
+    """The problem of a key that is none of the ``known`` ones."""
     return Problem(f"{shown(name)} is unknown" + did_you_mean(str(name), known), step(name))
 
 
@@ -337,7 +340,7 @@ def _refusals(
     problems = _field_problems(config_type, structured)
     bad = {problem.path for problem in problems}
     good = {name: value for name, value in structured.items() if name not in bad}
-    fields = _fields(config_type)
+    fields = settable_fields(config_type)
     left_out = {name for name in given if name not in good}
     while all(name in good for name, field in fields.items() if field.default is attrs.NOTHING):
         try:
@@ -362,7 +365,7 @@ def _field_problems(config_type: Any, structured: Mapping[str, Any]) -> list[Pro
     problems = []
     # Validators are given the instance; this one has no values, and theirs look at nothing but their own.
     bare = config_type.__new__(config_type)
-    for name, field in _fields(config_type).items():
+    for name, field in settable_fields(config_type).items():
         if name not in structured:
             continue
         value = structured[name]
@@ -409,88 +412,3 @@ def structure(config_type: type[T], value: object) -> tuple[T | None, list[Probl
         return _CONVERTER.structure(value, config_type), []
     except _Wrong as wrong:
         return None, list(wrong.problems)
-
-
-def structure_options(
-    config_type: type[T],
-    options: Mapping[str, str | Secret],
-    *,
-    where: str,
-    fixed: Mapping[str, object] | None = None,
-) -> T:
-    """Make a frozen attrs class from flat text options, such as the query of a URL.
-
-    Texts become what the fields' types say: numbers, ``true/false/yes/no/1/0``, enums and literals by value
-    (any case), ``none`` for ``None`` where the type is not textual, :class:`~queue_runtime.secret.Secret`. The
-    class's own converters and validators apply; those that raise ``ValidationError`` become problems.
-
-    Args:
-        config_type: The attrs class. Its annotations must be resolvable at run time (imported, not only for
-            type checking).
-        options: Option name to text.
-        where: What the options belong to, for the error's first line; a URL is masked.
-        fixed: Values of fields that are not options, such as a path taken from the URL, already of their type.
-
-    Raises:
-        ConfigurationError: With every problem at once, each as ``problem @ option``; secrets are not shown.
-    """
-    taken = dict(fixed or {})
-    known = [name for name in _fields(config_type) if name not in taken]
-    values = {
-        name: Text(text) if isinstance(text, str) else text
-        for name, text in options.items()
-        if name in known
-    }
-    config, problems = structure(config_type, {**values, **taken})
-    problems = [_unknown(name, known) for name in options if name not in known] + problems
-    if config is None or problems:
-        raise ConfigurationError(
-            f"bad options of {_without_query(where)}",
-            tuple(str(problem) for problem in problems),
-        )
-    return config
-
-
-def _without_query(url: str) -> str:
-    """``url`` to show; of the query, which may hold secrets under any name, problems name what matters."""
-    return shown(mask_url(url).partition("?")[0])
-
-
-def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
-    """The parts of a provider's URL and its query as options, percent-decoded (``+`` stays a plus sign).
-
-    Raises:
-        ConfigurationError: Not a URL with a scheme, malformed, or an option given twice; secrets masked.
-    """
-    masked = _without_query(url)
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        # Its text may quote a part of the user information, so it is not passed on.
-        raise ConfigurationError(f"{masked} is not a well-formed URL") from None
-    if not parts.scheme or "://" not in url:
-        raise ConfigurationError(
-            f"{masked} is not a provider URL: expected scheme://…, such as memory://"
-        )
-    options: dict[str, str] = {}
-    problems = []
-    for number, pair in enumerate(filter(None, parts.query.split("&")), 1):
-        name, equals, text = pair.partition("=")
-        name = unquote(name)
-        if not equals:
-            # Not shown: it may be the rest of a secret with an unescaped &.
-            problems.append(
-                Problem("expected name=value (an & inside a value is %26)", f"option {number}")
-            )
-        elif name in options:
-            problems.append(Problem("given more than once", step(name)))
-        else:
-            options[name] = unquote(text)
-    if parts.fragment:
-        problems.append(Problem("unexpected #: write it as %23", "#…"))
-    if problems:
-        raise ConfigurationError(
-            f"bad options of {masked}", tuple(str(problem) for problem in problems)
-        )
-    return parts, options

@@ -20,7 +20,8 @@ from queue_runtime.policies.backoff import RetryPolicy
 from queue_runtime.policies.breaker import BreakerConfig
 from queue_runtime.secret import Secret, SecretUrl, is_secret_name
 
-from .structuring import INTERNAL, Problem, shown, split_url
+from .options import split_url
+from .structuring import INTERNAL, Problem, shown
 
 __all__ = [
     "AwsSettings",

@@ -134,19 +134,22 @@ class Registry:
         The object exists, so the package of its class has been imported, and with it - or in it - its factory:
         providers of packages that nobody imported are not touched.
         """
-        for targets in (self._built_in, self._schemes()):
-            for scheme, target in targets.items():
-                package = (
-                    target.module if targets is self._built_in else target.module.partition(".")[0]
-                )
-                if package in sys.modules:
-                    factory = _load(scheme, target)
-                    if type(config) is factory.config_type:
-                        return _Found(scheme, target, factory, config)
+        for scheme, target in self._imported():
+            factory = _load(scheme, target)
+            if type(config) is factory.config_type:
+                return _Found(scheme, target, factory, config)
         raise ConfigurationError(
             f"an object of type {type(config).__name__} is not a provider: expected a URL or a provider's "
             f"configuration object; known schemes: {', '.join(sorted(self._schemes()))}"
         )
+
+    def _imported(self) -> Iterator[tuple[str, Target]]:
+        for scheme, target in self._built_in.items():
+            if target.module in sys.modules:
+                yield scheme, target
+        for scheme, target in self._schemes().items():
+            if scheme not in self._built_in and target.module.partition(".")[0] in sys.modules:
+                yield scheme, target
 
 
 @attrs.frozen
