@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from typing import final
 
 import attrs
@@ -75,7 +76,7 @@ class Dispatcher:
         self._arrived = Signal()
         self._actors: dict[Lease, SessionActor] = {}
         self._sessions: dict[SessionId, SessionActor] = {}
-        self._alone: deque[Delivery] = deque()
+        self._alone: deque[tuple[Lease, Sequence[Delivery]]] = deque()
         self._alone_running = 0
         # One entry per actor: when to look next whether it is idle.
         self._idle_checks: list[tuple[float, int, SessionActor]] = []
@@ -142,26 +143,32 @@ class Dispatcher:
                 batches = self._batches
                 while batches:
                     batch = batches.popleft()
-                    for delivery in batch:
-                        self._route(delivery)
+                    start, count = 0, len(batch)
+                    while start < count:
+                        # Providers hand out several messages of a session in a row.
+                        lease = batch[start].lease
+                        end = start + 1
+                        while end < count and batch[end].lease is lease:
+                            end += 1
+                        self._route(lease, batch[start:end])
+                        start = end
                 if not self._actors:
                     self._empty.set()
 
-    def _route(self, delivery: Delivery) -> None:
-        lease = delivery.lease
+    def _route(self, lease: Lease, deliveries: Sequence[Delivery]) -> None:
         actor = self._actors.get(lease)
         if actor is None:
             if lease.released or lease.lost is not None:
-                # Given back, or lost, while the delivery was on its way here: the broker has it again.
-                self.settled(None, 1)
+                # Given back, or lost, while they were on their way here: the broker has them again.
+                self.settled(None, len(deliveries))
                 return
             if lease.session_id is None:
                 if self._alone_running >= self._max_concurrent:
-                    self._keep_waiting(delivery)
+                    self._keep_waiting(lease, deliveries)
                     return
                 self._alone_running += 1
             actor = self._spawn(lease)
-        actor.deliver(delivery)
+        actor.deliver(deliveries)
 
     def _spawn(self, lease: Lease) -> SessionActor:
         assert self._environment is not None and self._nursery is not None
@@ -182,16 +189,17 @@ class Dispatcher:
         self._nursery.start_soon(actor.run)
         return actor
 
-    def _keep_waiting(self, delivery: Delivery) -> None:
+    def _keep_waiting(self, lease: Lease, deliveries: Sequence[Delivery]) -> None:
         assert self._environment is not None
-        self._environment.keeper.hold(delivery.lease, _nothing)
-        self._alone.append(delivery)
+        self._environment.keeper.hold(lease, _nothing)
+        self._alone.append((lease, deliveries))
 
     def _give_back_alone(self) -> None:
         assert self._environment is not None
         while self._alone:
-            self._environment.keeper.release(self._alone.popleft().lease)
-            self.settled(None, 1)
+            lease, deliveries = self._alone.popleft()
+            self._environment.keeper.release(lease)
+            self.settled(None, len(deliveries))
 
     # What the session actors report (session.SessionObserver).
 
@@ -235,7 +243,7 @@ class Dispatcher:
         if session_id is None:
             self._alone_running -= 1
             if self._alone:
-                self._route(self._alone.popleft())
+                self._route(*self._alone.popleft())
         else:
             if self._sessions.get(session_id) is actor:
                 del self._sessions[session_id]

@@ -67,6 +67,7 @@ class SessionEnvironment:
         close_timeout: Seconds ``closed`` may take.
         restart_budget: Crashes in a row after which the message that crashes is dead-lettered.
         halt_on_dead_letter: Keep the rest of a session back behind a dead-lettered message.
+        current_time: :func:`trio.current_time`, without its look-ups: it is asked before every message.
     """
 
     make_handler: Callable[[], Any]
@@ -82,6 +83,9 @@ class SessionEnvironment:
     close_timeout: float
     restart_budget: int
     halt_on_dead_letter: bool
+    current_time: Callable[[], float] = attrs.field(
+        factory=lambda: trio.lowlevel.current_clock().current_time
+    )
 
 
 @final
@@ -156,10 +160,10 @@ class SessionActor:
         """Deliveries waiting in the mailbox."""
         return len(self._mailbox)
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Put a delivery into the mailbox. What arrives after the actor stopped is given back."""
-        self._mailbox.append(delivery)
-        self._unsettled += 1
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        """Put deliveries into the mailbox. What arrives after the actor stopped is given back."""
+        self._mailbox.extend(deliveries)
+        self._unsettled += len(deliveries)
         self._signal.wake()
 
     def stop(self, reason: CloseReason) -> None:
@@ -237,24 +241,35 @@ class SessionActor:
 
     async def _process(self, delivery: Delivery) -> CloseReason | None:
         """See one message through its attempts; return why the session must end, or ``None`` to go on."""
+        environment = self._environment
+        lease = self.lease
         self._head = delivery
         attempt = delivery.delivery_count
         began = -1.0
         while True:
-            if self.lease.lost is not None or trio.current_time() >= self.lease.deadline:
+            if lease.lost is not None or environment.current_time() >= lease.deadline:
                 # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
                 await self._lose(
                     f"the lock on session {self.lease.session_id!r} was not renewed in time"
                 )
             permit = None
-            if self._environment.handler_breaker is not None:
-                permit = self._environment.handler_breaker.admit()
+            if environment.handler_breaker is not None:
+                permit = environment.handler_breaker.admit()
                 if permit is None:
                     return CloseReason.PAUSED
             result = await self._attempt(delivery, permit)
             if result is None or type(result) is Complete:
                 self._restarts = 0
-                return await self._complete(delivery)
+                if not environment.pipelined:
+                    return await self._complete(delivery)
+                self._head = None
+                self._pending += 1
+                environment.settler.submit(
+                    Settlement(delivery, SettlementAction.COMPLETE), self._on_answers
+                )
+                if self._pending > environment.pipelined:
+                    await self._wait_pending(environment.pipelined)
+                return None
             if began < 0.0:
                 began = trio.current_time()
             decision = await self._judge(result, attempt, trio.current_time() - began)
@@ -331,12 +346,6 @@ class SessionActor:
         environment = self._environment
         settlement = Settlement(delivery, SettlementAction.COMPLETE)
         self._head = None
-        if environment.pipelined:
-            self._pending += 1
-            environment.settler.submit(settlement, self._on_answers)
-            if self._pending > environment.pipelined:
-                await self._wait_pending(environment.pipelined)
-            return None
         error = await environment.settler.settle(settlement)
         if error is not None and error.is_transient:
             error = await self._settle(settlement)

@@ -65,7 +65,9 @@ class Tally:
             self.done.set()
 
 
-async def publish(client: QueueClient, queue: str, workload: Workload, *, batch: int = 500) -> float:
+async def publish(
+    client: QueueClient, queue: str, workload: Workload, *, batch: int = 500
+) -> float:
     """Send the workload in batches; messages per second. Raises the first refusal."""
     messages = list(workload.generate())
     began = time.perf_counter()

@@ -1,0 +1,290 @@
+"""What ``queue-runtime bench`` measures: one function per scenario, each a report of rows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
+from typing import Final, final
+
+import attrs
+import trio
+
+from queue_runtime import Message, QueueClient, SettlementMode, open_client
+
+from . import bare
+from .runtime import Arrivals, drained, offer, percentile, supervised
+from .workload import Tally, Workload, peak_memory, publish
+
+__all__ = ["SCENARIOS", "Report", "Row", "Scale", "run_scenario"]
+
+_ROUNDS: Final = 3
+_queues: Final = count(1)
+
+
+@final
+@attrs.frozen
+class Scale:
+    """The large numbers of the scenarios, so that a short form can shrink them.
+
+    Args:
+        rate: Messages per second offered where latency is measured.
+        duration: Seconds for which they are offered.
+        depth: Messages in the deep queue.
+        idle_sessions: Sessions that hold their lock and have nothing to do.
+        hot_messages: Messages of the one hot session.
+        cold_sessions: Sessions beside it.
+    """
+
+    rate: float = 500.0
+    duration: float = 5.0
+    depth: int = 1_000_000
+    idle_sessions: int = 10_000
+    hot_messages: int = 100_000
+    cold_sessions: int = 1_000
+
+
+@final
+@attrs.frozen
+class Row:
+    """One measured figure.
+
+    Args:
+        what: What was measured.
+        value: The figure: the median of the rounds where there were several.
+        unit: ``msg/s``, ``ms``, ``MiB`` …
+        beside: What it is compared with; empty when it stands alone.
+        ratio: This figure divided by that one.
+        aim: What the ratio or figure should be, for people.
+    """
+
+    what: str
+    value: float
+    unit: str
+    beside: str = ""
+    ratio: float | None = None
+    aim: str = ""
+
+
+@final
+@attrs.frozen
+class Report:
+    """The outcome of one scenario.
+
+    Args:
+        scenario: Its name.
+        rows: What was measured, in order.
+        order_violations: Messages handled out of their session's order, over all runs.
+        peak_memory_mib: Largest resident set of the process, MiB.
+    """
+
+    scenario: str
+    rows: tuple[Row, ...]
+    order_violations: int
+    peak_memory_mib: float
+
+
+async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
+    """Publish a workload and drain it, beside bare programs that do the same work."""
+    figures: dict[str, list[float]] = {}
+    violations = 0
+    in_process = url.startswith("memory:")
+    async with open_client(url) as client:
+        for _ in range(_ROUNDS):
+            if in_process:
+                messages = list(workload.generate())
+                for name, program in (
+                    ("bare: memory channels, no broker", bare.channels),
+                    ("bare: deques and parked tasks, no broker", bare.deques),
+                ):
+                    figures.setdefault(name, []).append(await program(messages))
+            for name, consume in _CONSUMERS.items():
+                queue = f"bench-{next(_queues)}"
+                figures.setdefault("publish, batches of 500", []).append(
+                    await publish(client, queue, workload)
+                )
+                tally = Tally(workload.messages)
+                figures.setdefault(name, []).append(await consume(client, queue, tally))
+                violations += tally.order_violations
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    strict, pipelined = "runtime, strict", "runtime, pipelined"
+    beside = {strict: _BARE_STRICT, pipelined: _BARE_PIPELINED}
+    rows = [
+        Row(
+            name,
+            value,
+            "msg/s",
+            beside.get(name, ""),
+            value / medians[beside[name]] if name in beside else None,
+            "at least 0.8" if name in beside and in_process else "",
+        )
+        for name, value in medians.items()
+    ]
+    if in_process:
+        for name, other in (
+            (strict, "bare: memory channels, no broker"),
+            (pipelined, "bare: deques and parked tasks, no broker"),
+        ):
+            rows.append(Row(name, medians[name], "msg/s", other, medians[name] / medians[other]))
+    return _report("throughput", rows, violations)
+
+
+_BARE_STRICT: Final = "bare: a channel per session over the broker's port, strict"
+_BARE_PIPELINED: Final = "bare: deques over the broker's port, pipelined"
+_CONSUMERS: Final[Mapping[str, Callable[[QueueClient, str, Tally], Awaitable[float]]]] = {
+    _BARE_STRICT: lambda client, queue, tally: bare.broker_channels(client.provider, queue, tally),
+    "runtime, strict": lambda client, queue, tally: drained(
+        client, queue, tally, SettlementMode.STRICT
+    ),
+    _BARE_PIPELINED: lambda client, queue, tally: bare.broker_deques(client.provider, queue, tally),
+    "runtime, pipelined": lambda client, queue, tally: drained(
+        client, queue, tally, SettlementMode.PIPELINED
+    ),
+}
+
+
+async def latency(url: str, workload: Workload, scale: Scale) -> Report:
+    """Time from when a message was due to be sent to the start of its handler, at a fixed offered rate."""
+    body = b"x" * workload.size
+    arrivals = Arrivals(int(scale.rate * scale.duration))
+
+    def make(number: int) -> Message:
+        session_id = f"session-{number % workload.sessions}"
+        return Message(body, session_id=session_id, message_id=f"m{number}")
+
+    async with open_client(url) as client:
+        queue = f"bench-{next(_queues)}"
+        async with supervised(client, queue, arrivals, SettlementMode.STRICT):  # type: ignore[arg-type]
+            await offer(client, queue, arrivals, rate=scale.rate, make=make)
+            await arrivals.done.wait()
+    return _report("latency", _latency_rows(f"at {scale.rate:g} msg/s", arrivals.latencies), 0)
+
+
+async def depth(url: str, workload: Workload, scale: Scale) -> Report:
+    """Cost per message of a shallow queue and of a deep one."""
+    rates = {}
+    violations = 0
+    async with open_client(url) as client:
+        for deep in (1_000, scale.depth):
+            # The same number of messages handled both times: in many shallow fills, or off a deep one.
+            measured = min(20_000, scale.depth)
+            fills = max(1, measured // deep)
+            spent = 0.0
+            for _ in range(fills):
+                queue = f"bench-{next(_queues)}"
+                await publish(client, queue, attrs.evolve(workload, messages=deep))
+                tally = Tally(measured // fills)
+                began = time.perf_counter()
+                async with supervised(client, queue, tally, SettlementMode.STRICT):
+                    await tally.done.wait()
+                    spent += time.perf_counter() - began
+                violations += tally.order_violations
+                await client.purge(queue)
+            rates[deep] = measured / spent
+    shallow, deep_rate = rates[1_000], rates[scale.depth]
+    rows = [
+        Row("cost per message at depth 1,000", 1e6 / shallow, "µs"),
+        Row(
+            f"cost per message at depth {scale.depth:,}",
+            1e6 / deep_rate,
+            "µs",
+            "depth 1,000",
+            shallow / deep_rate,
+            "at most 1.2",
+        ),
+    ]
+    return _report("depth", rows, violations)
+
+
+async def idle(url: str, workload: Workload, scale: Scale) -> Report:
+    """Throughput of busy sessions alone, and beside idle sessions that all hold their lock."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    violations = 0
+    async with open_client(url) as client:
+        for _ in range(_ROUNDS):
+            for crowded in (False, True):
+                queue = f"bench-{next(_queues)}"
+                idlers = scale.idle_sessions if crowded else 0
+                await publish(client, queue, Workload(idlers, max(1, idlers), 16), batch=1_000)
+                tally = Tally(idlers + workload.messages)
+                async with supervised(
+                    client, queue, tally, SettlementMode.STRICT, idle_timeout=600.0
+                ) as supervisor:
+                    while supervisor.statistics().completed < idlers:
+                        await trio.sleep(0.01)
+                    await publish(client, queue, attrs.evolve(workload, messages=workload.messages))
+                    began = trio.current_time()
+                    before = tally.handled
+                    await tally.done.wait()
+                    rates[crowded].append((tally.handled - before) / (trio.current_time() - began))
+                violations += tally.order_violations
+    alone, beside = statistics.median(rates[False]), statistics.median(rates[True])
+    rows = [
+        Row(f"{workload.sessions} busy sessions", alone, "msg/s"),
+        Row(
+            f"{workload.sessions} busy sessions beside {scale.idle_sessions:,} idle ones",
+            beside,
+            "msg/s",
+            "without idle sessions",
+            beside / alone,
+            "at least 0.8",
+        ),
+    ]
+    return _report("idle", rows, violations)
+
+
+async def hot(url: str, workload: Workload, scale: Scale) -> Report:
+    """Latency of cold sessions, without and beside one hot session."""
+    body = b"x" * workload.size
+    measured: dict[bool, Arrivals] = {}
+    async with open_client(url) as client:
+        for heated in (False, True):
+            queue = f"bench-{next(_queues)}"
+            arrivals = measured[heated] = Arrivals(int(scale.rate * scale.duration))
+
+            def make(number: int) -> Message:
+                session_id = f"cold-{number % scale.cold_sessions}"
+                return Message(body, session_id=session_id, message_id=f"m{number}")
+
+            if heated:
+                await publish(client, queue, Workload(scale.hot_messages, 1, workload.size))
+            async with supervised(client, queue, arrivals, SettlementMode.STRICT):  # type: ignore[arg-type]
+                await offer(client, queue, arrivals, rate=scale.rate, make=make)
+                await arrivals.done.wait()
+            await client.purge(queue)
+    cold, heated_rows = (
+        _latency_rows(f"of {scale.cold_sessions:,} cold sessions{beside}", measured[key].latencies)
+        for key, beside in ((False, ""), (True, f", {scale.hot_messages:,} messages hot beside"))
+    )
+    ratio = heated_rows[-1].value / cold[-1].value
+    heated_rows[-1] = attrs.evolve(
+        heated_rows[-1], beside="without the hot session", ratio=ratio, aim="at most 2"
+    )
+    return _report("hot", [*cold, *heated_rows], 0)
+
+
+def _latency_rows(what: str, latencies: list[float]) -> list[Row]:
+    return [
+        Row(f"latency {name} {what}", 1_000 * percentile(latencies, share), "ms")
+        for name, share in (("p50", 0.50), ("p95", 0.95), ("p99", 0.99))
+    ]
+
+
+def _report(scenario: str, rows: list[Row], violations: int) -> Report:
+    return Report(scenario, tuple(rows), violations, peak_memory())
+
+
+SCENARIOS: Final[Mapping[str, Callable[[str, Workload, Scale], Awaitable[Report]]]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "depth": depth,
+    "idle": idle,
+    "hot": hot,
+}
+"""Every scenario by its name."""
+
+
+def run_scenario(name: str, url: str, workload: Workload, scale: Scale) -> Report:
+    """Run one scenario in this process, in a trio run of its own."""
+    return trio.run(SCENARIOS[name], url, workload, scale)
