@@ -182,7 +182,8 @@ class Dispatcher:
         if session_id is not None:
             self._sessions[session_id] = actor
             self.counters.sessions_opened += 1
-            self._check_later(actor, trio.current_time() + self._idle_timeout)
+            if self._idle_timeout:
+                self._check_later(actor, trio.current_time() + self._idle_timeout)
             self._observer.session_opened(lease)
         if self._stopping is not None:
             actor.stop(self._stopping)
@@ -228,7 +229,7 @@ class Dispatcher:
 
     def idle(self, actor: SessionActor) -> None:
         """The actor has nothing to do. At the session limit it makes room at once for one that has."""
-        if len(self._actors) >= self._max_sessions:
+        if not self._idle_timeout or len(self._actors) >= self._max_sessions:
             actor.stop(CloseReason.IDLE)
         else:
             actor.last_active = trio.current_time()
