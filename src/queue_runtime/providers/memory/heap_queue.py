@@ -369,6 +369,7 @@ class HeapQueue:
     def requeue(self, entry: Entry, now: float, options: QueueOptions, delay: float = 0.0) -> None:
         """Put an entry that is in flight no more (or was dead) back to its place; the caller tidies the lane."""
         lane = entry.lane
+        entry.previous = None  # still names its neighbour from before it was delivered
         self.waiting += 1
         if entry.expires_at <= now:
             entry.state = READY
