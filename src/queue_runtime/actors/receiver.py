@@ -19,6 +19,8 @@ __all__ = ["ReceiverActor"]
 
 _TOP_UP_DELAY = 0.002
 """Seconds a small demand may wait to grow; a batch costs as much as some ten messages."""
+_PROBE_DELAY = 0.01
+"""Seconds to wait while somebody else's call is the breaker's probe."""
 
 
 @final
@@ -64,6 +66,7 @@ class ReceiverActor:
         self._stopped = trio.Event()
         self._calls = 0
         self._failures = 0
+        self._fatal: QueueError | None = None
         self._settled_before = 0
         self._observed_at = 0.0
         self.last_progress = 0.0
@@ -99,6 +102,8 @@ class ReceiverActor:
                             await self._wait_for_call()
         finally:
             self._stopped.set()
+        if self._fatal is not None:
+            raise self._fatal
 
     async def _wait_for_call(self) -> None:
         while self._calls >= self._concurrency.size:
@@ -130,8 +135,11 @@ class ReceiverActor:
     async def _receive(self, count: int) -> None:
         dispatcher = self._dispatcher
         received = 0
+        # A probe looks once: while it is under way no lease could be renewed and nothing be settled.
+        is_probe = self._breaker.state.value is not BreakerState.CLOSED
+        timeout = 0.0 if is_probe else self._timeout
         try:
-            batch = await self._breaker.call(self._receiver.receive, count, self._timeout)
+            batch = await self._breaker.call(self._receiver.receive, count, timeout)
             received = len(batch)
             if batch:
                 dispatcher.dispatch(batch)
@@ -140,11 +148,14 @@ class ReceiverActor:
                 self.last_empty = trio.current_time()
             self._concurrency.observe(count, received)
             self._failures = 0
-        except CircuitOpen:
-            pass
+        except CircuitOpen as error:
+            await trio.sleep(max(error.retry_after or 0.0, _PROBE_DELAY))
         except QueueError as error:
             if not error.is_transient:
-                raise
+                # Kept out of the nursery, which would wrap it.
+                self._fatal = error
+                self._scope.cancel()
+                return
             self._failures += 1
             delay = self._retry.delay(self._failures, retry_after=error.retry_after, random=random)
             self.last_progress = trio.current_time()
