@@ -12,7 +12,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from random import random
@@ -673,7 +673,8 @@ async def open_client(
     """Connect to a broker for the length of the block.
 
     Args:
-        source: A URL (``memory://``, ``sqlite:///jobs.db`` …) or a provider's configuration object.
+        source: A URL (``memory://``, ``sqlite:///jobs.db`` …), a provider's configuration object, or an open
+            provider, which stays open.
         config: Retries, timeouts, breaker.
         instruments: Told of every call.
 
@@ -681,7 +682,8 @@ async def open_client(
         ConfigurationError: The URL or the configuration does not hold together.
         ConnectionFailed, AuthenticationFailed, …: At once; nothing stays half-open.
     """
-    async with open_provider(source) as raw_provider:
+    opened = nullcontext(source) if isinstance(source, Provider) else open_provider(source)
+    async with opened as raw_provider:
         provider = instrument_provider(raw_provider, instruments)
         with _single_errors():
             async with trio.open_nursery() as nursery:
@@ -715,7 +717,7 @@ async def open_supervisor(
     handlers; what they were handling goes back to the queue.
 
     Args:
-        source: An open client, a URL, or a provider's configuration object.
+        source: An open client, or anything that :func:`open_client` takes.
         queue: The queue to serve.
         handler: A class with ``async def handle(self, delivery)`` (one instance per session), a function that
             makes such objects, or an async function.
