@@ -220,11 +220,22 @@ class SessionActor:
     async def _serve(self) -> CloseReason:
         """Handle messages until there is a reason to end."""
         mailbox = self._mailbox
+        pipelined = self._environment.pipelined
         while True:
             while mailbox:
                 if self._stop is not None:
                     return self._stop
-                reason = await self._process(mailbox.popleft())
+                delivery = mailbox.popleft()
+                result = await self._attempt(delivery)
+                if result is None or type(result) is Complete:
+                    if pipelined:
+                        self._complete_ahead(delivery)
+                        if self._pending > pipelined:
+                            await self._wait_pending(pipelined)
+                        continue
+                    reason = await self._complete(delivery)
+                else:
+                    reason = await self._follow_up(delivery, result)
                 if reason is not None:
                     return reason
             if self._stop is not None:
@@ -239,67 +250,37 @@ class SessionActor:
             await self._signal.wait()
             self.busy = True
 
-    async def _process(self, delivery: Delivery) -> CloseReason | None:
-        """See one message through its attempts; return why the session must end, or ``None`` to go on."""
-        environment = self._environment
-        lease = self.lease
-        self._head = delivery
-        attempt = delivery.delivery_count
-        began = -1.0
-        while True:
-            if lease.lost is not None or environment.current_time() >= lease.deadline:
-                # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
-                await self._lose(
-                    f"the lock on session {self.lease.session_id!r} was not renewed in time"
-                )
-            permit = None
-            if environment.handler_breaker is not None:
-                permit = environment.handler_breaker.admit()
-                if permit is None:
-                    return CloseReason.PAUSED
-            result = await self._attempt(delivery, permit)
-            if result is None or type(result) is Complete:
-                self._restarts = 0
-                if not environment.pipelined:
-                    return await self._complete(delivery)
-                self._head = None
-                self._pending += 1
-                environment.settler.submit(
-                    Settlement(delivery, SettlementAction.COMPLETE), self._on_answers
-                )
-                if self._pending > environment.pipelined:
-                    await self._wait_pending(environment.pipelined)
-                return None
-            if began < 0.0:
-                began = trio.current_time()
-            decision = await self._judge(result, attempt, trio.current_time() - began)
-            self._environment.observer.failed(delivery, result, decision)
-            if isinstance(decision, Settle):
-                return await self._settle_failed(delivery, decision)
-            if isinstance(decision, Park):
-                return await self._park(delivery, decision.delay, CloseReason.PARKED)
-            remaining = await self._pause(decision.delay)
-            if self._stop is not None:
-                return await self._park(delivery, remaining, self._stop)
-            attempt += 1
-            delivery = attrs.evolve(delivery, delivery_count=attempt)
+    async def _attempt(self, delivery: Delivery) -> Outcome | BaseException | CloseReason | None:
+        """Call the handler once; what it raises is a result too, only cancellation is not.
 
-    async def _attempt(
-        self, delivery: Delivery, permit: int | None
-    ) -> Outcome | BaseException | None:
-        """Call the handler once; what it raises is a result too, only cancellation is not."""
-        breaker = self._environment.handler_breaker
+        Returns:
+            A ``CloseReason`` when the handler was not called because handlers are paused.
+        """
+        environment = self._environment
+        self._head = delivery
+        if self.lease.lost is not None or environment.current_time() >= self.lease.deadline:
+            # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
+            await self._lose(
+                f"the lock on session {self.lease.session_id!r} was not renewed in time"
+            )
+        breaker = environment.handler_breaker
+        permit = None
+        if breaker is not None:
+            permit = breaker.admit()
+            if permit is None:
+                return CloseReason.PAUSED
         self._crashed = False
         result: Outcome | BaseException | None
         try:
             if self._handler is None:
                 await self._open_handler()
-            timeout = self._environment.handler_timeout
-            if timeout is None:
+            if environment.handler_timeout is None:
                 result = await self._handle(delivery)
             else:
-                result = OperationTimeout(f"the handler took longer than {timeout} s")
-                with trio.move_on_after(timeout):
+                result = OperationTimeout(
+                    f"the handler took longer than {environment.handler_timeout} s"
+                )
+                with trio.move_on_after(environment.handler_timeout):
                     result = await self._handle(delivery)
         except Exception as error:
             result = error
@@ -324,6 +305,34 @@ class SessionActor:
                 breaker.succeed(permit)
         return result
 
+    async def _follow_up(
+        self, delivery: Delivery, result: Outcome | BaseException | CloseReason | None
+    ) -> CloseReason | None:
+        """See a message that was not completed at once through its attempts.
+
+        Returns:
+            Why the session must end, or ``None`` to go on with the next message.
+        """
+        attempt = delivery.delivery_count
+        began = trio.current_time()
+        while not (result is None or isinstance(result, Complete)):
+            if isinstance(result, CloseReason):
+                return result
+            decision = await self._judge(result, attempt, trio.current_time() - began)
+            self._environment.observer.failed(delivery, result, decision)
+            if isinstance(decision, Settle):
+                return await self._settle_failed(delivery, decision)
+            if isinstance(decision, Park):
+                return await self._park(delivery, decision.delay, CloseReason.PARKED)
+            remaining = await self._pause(decision.delay)
+            if self._stop is not None:
+                return await self._park(delivery, remaining, self._stop)
+            attempt += 1
+            delivery = attrs.evolve(delivery, delivery_count=attempt)
+            result = await self._attempt(delivery)
+        await self._wait_pending(0)
+        return await self._complete(delivery)
+
     async def _judge(
         self, result: Outcome | BaseException, attempt: int, elapsed: float
     ) -> Settle | Wait | Park:
@@ -342,9 +351,19 @@ class SessionActor:
             random=random,
         )
 
+    def _complete_ahead(self, delivery: Delivery) -> None:
+        """Pipelined: complete the message without waiting for the broker's word."""
+        self._restarts = 0
+        self._head = None
+        self._pending += 1
+        self._environment.settler.submit(
+            Settlement(delivery, SettlementAction.COMPLETE), self._on_answers
+        )
+
     async def _complete(self, delivery: Delivery) -> CloseReason | None:
         environment = self._environment
         settlement = Settlement(delivery, SettlementAction.COMPLETE)
+        self._restarts = 0
         self._head = None
         error = await environment.settler.settle(settlement)
         if error is not None and error.is_transient:

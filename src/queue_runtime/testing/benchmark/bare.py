@@ -156,10 +156,12 @@ async def broker_channels(provider: Provider, queue: str, tally: Tally) -> float
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(settle)
-            while not tally.done.is_set():
+            received = 0
+            while received < tally.expected:
                 await room.acquire()
                 room.release()
                 for delivery in await receiver.receive(room.value, 1.0):
+                    received += 1
                     await room.acquire()
                     outbox = outboxes.get(delivery.session_id)
                     if outbox is None:
@@ -167,10 +169,8 @@ async def broker_channels(provider: Provider, queue: str, tally: Tally) -> float
                         outboxes[delivery.session_id] = outbox
                         nursery.start_soon(serve, inbox)
                     await outbox.send(delivery)
-                if tally.handled >= tally.expected:
-                    break
-                if tally.handled + _IN_FLIGHT - room.value >= tally.expected:
-                    await tally.done.wait()
+            for _ in range(_IN_FLIGHT):
+                await room.acquire()
             duration = time.perf_counter() - began
             nursery.cancel_scope.cancel()
     finally:
@@ -213,7 +213,7 @@ async def broker_deques(provider: Provider, queue: str, tally: Tally) -> float:
             await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[arg-type]
 
     lanes: dict[str | None, Lane] = {}
-    in_flight = 0
+    in_flight = received = 0
     began = time.perf_counter()
     try:
         async with trio.open_nursery() as nursery:
@@ -224,11 +224,12 @@ async def broker_deques(provider: Provider, queue: str, tally: Tally) -> float:
                         if error is not None:
                             raise error
                     in_flight -= len(batch)
-                if in_flight == _IN_FLIGHT or tally.handled + in_flight >= tally.expected:
+                if in_flight == _IN_FLIGHT or received == tally.expected:
                     await trio.lowlevel.checkpoint()
                     continue
                 for delivery in await receiver.receive(_IN_FLIGHT - in_flight, 1.0):
                     in_flight += 1
+                    received += 1
                     lane = lanes.get(delivery.session_id)
                     if lane is None:
                         lane = lanes[delivery.session_id] = Lane()

@@ -95,8 +95,8 @@ async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
             if in_process:
                 messages = list(workload.generate())
                 for name, program in (
-                    ("bare: memory channels, no broker", bare.channels),
-                    ("bare: deques and parked tasks, no broker", bare.deques),
+                    (_BARE_CHANNELS, bare.channels),
+                    (_BARE_DEQUES, bare.deques),
                 ):
                     figures.setdefault(name, []).append(await program(messages))
             for name, consume in _CONSUMERS.items():
@@ -109,7 +109,10 @@ async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
                 violations += tally.order_violations
     medians = {name: statistics.median(values) for name, values in figures.items()}
     strict, pipelined = "runtime, strict", "runtime, pipelined"
-    beside = {strict: _BARE_STRICT, pipelined: _BARE_PIPELINED}
+    beside = {
+        strict: _BARE_CHANNELS if in_process else _BARE_STRICT,
+        pipelined: _BARE_PIPELINED,
+    }
     rows = [
         Row(
             name,
@@ -122,14 +125,13 @@ async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
         for name, value in medians.items()
     ]
     if in_process:
-        for name, other in (
-            (strict, "bare: memory channels, no broker"),
-            (pipelined, "bare: deques and parked tasks, no broker"),
-        ):
+        for name, other in ((strict, _BARE_STRICT), (pipelined, _BARE_DEQUES)):
             rows.append(Row(name, medians[name], "msg/s", other, medians[name] / medians[other]))
     return _report("throughput", rows, violations)
 
 
+_BARE_CHANNELS: Final = "bare: memory channels, no broker"
+_BARE_DEQUES: Final = "bare: deques and parked tasks, no broker"
 _BARE_STRICT: Final = "bare: a channel per session over the broker's port, strict"
 _BARE_PIPELINED: Final = "bare: deques over the broker's port, pipelined"
 _CONSUMERS: Final[Mapping[str, Callable[[QueueClient, str, Tally], Awaitable[float]]]] = {
