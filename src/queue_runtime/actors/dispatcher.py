@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import final
@@ -78,10 +76,8 @@ class Dispatcher:
         self._sessions: dict[SessionId, SessionActor] = {}
         self._alone: deque[tuple[Lease, Sequence[Delivery]]] = deque()
         self._alone_running = 0
-        # One entry per actor: when to look next whether it is idle.
-        self._idle_checks: list[tuple[float, int, SessionActor]] = []
-        self._numbers = itertools.count()
-        self._first_check = Signal()
+        self._idle: dict[SessionActor, None] = {}  # the one that is idle longest comes first
+        self._first_idle = Signal()
         self._stopping: CloseReason | None = None
         self._empty = trio.Event()
         self._empty.set()
@@ -128,8 +124,10 @@ class Dispatcher:
             await trio.lowlevel.checkpoint()
 
     def cancel(self) -> None:
-        """Cancel every handler. What was not dispatched yet goes back when the receiver closes."""
-        self._batches.clear()
+        """Cancel every handler. What was not dispatched yet goes back, at the latest when the receiver closes."""
+        self._give_back_alone()
+        while self._batches:
+            self.settled(None, len(self._batches.popleft()))
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -168,6 +166,8 @@ class Dispatcher:
                     return
                 self._alone_running += 1
             actor = self._spawn(lease)
+        else:
+            self._idle.pop(actor, None)
         actor.deliver(deliveries)
 
     def _spawn(self, lease: Lease) -> SessionActor:
@@ -182,9 +182,9 @@ class Dispatcher:
         if session_id is not None:
             self._sessions[session_id] = actor
             self.counters.sessions_opened += 1
-            if self._idle_timeout:
-                self._check_later(actor, trio.current_time() + self._idle_timeout)
             self._observer.session_opened(lease)
+            if self._idle and len(self._sessions) >= self._max_sessions:
+                self._retire(next(iter(self._idle)))
         if self._stopping is not None:
             actor.stop(self._stopping)
         self._nursery.start_soon(actor.run)
@@ -229,10 +229,14 @@ class Dispatcher:
 
     def idle(self, actor: SessionActor) -> None:
         """The actor has nothing to do. At the session limit it makes room at once for one that has."""
-        if not self._idle_timeout or len(self._actors) >= self._max_sessions:
+        if not self._idle_timeout or len(self._sessions) >= self._max_sessions:
             actor.stop(CloseReason.IDLE)
-        else:
-            actor.last_active = trio.current_time()
+            return
+        actor.last_active = trio.current_time()
+        if not self._idle:
+            self._first_idle.wake()
+        self._idle.pop(actor, None)
+        self._idle[actor] = None
 
     def closed(self, actor: SessionActor, reason: CloseReason) -> None:
         """The actor is gone."""
@@ -243,40 +247,33 @@ class Dispatcher:
         session_id = lease.session_id
         if session_id is None:
             self._alone_running -= 1
-            if self._alone:
+            while self._alone and self._alone_running < self._max_concurrent:
                 self._route(*self._alone.popleft())
         else:
             if self._sessions.get(session_id) is actor:
                 del self._sessions[session_id]
+            self._idle.pop(actor, None)
             self._observer.session_closed(lease, reason, actor.handled)
         if not self._actors:
             self._empty.set()
 
     # Idle sessions.
 
-    def _check_later(self, actor: SessionActor, moment: float) -> None:
-        heapq.heappush(self._idle_checks, (moment, next(self._numbers), actor))
-        if len(self._idle_checks) == 1:
-            self._first_check.wake()
+    def _retire(self, actor: SessionActor) -> None:
+        del self._idle[actor]
+        actor.stop(CloseReason.IDLE)
 
     async def _retire_idle(self) -> None:
-        checks = self._idle_checks
         while True:
-            if not checks:
-                await self._first_check.wait()
+            if not self._idle:
+                await self._first_idle.wait()
                 continue
-            await trio.sleep_until(checks[0][0])
-            now = trio.current_time()
-            while checks and checks[0][0] <= now:
-                actor = heapq.heappop(checks)[2]
-                if actor.finished.is_set():
-                    continue
-                if actor.busy:
-                    self._check_later(actor, now + self._idle_timeout)
-                elif actor.last_active + self._idle_timeout > now:
-                    self._check_later(actor, actor.last_active + self._idle_timeout)
-                else:
-                    actor.stop(CloseReason.IDLE)
+            longest = next(iter(self._idle))
+            due = longest.last_active + self._idle_timeout
+            if due > trio.current_time():
+                await trio.sleep_until(due)
+            else:
+                self._retire(longest)
 
 
 def _nothing() -> None:
