@@ -84,7 +84,9 @@ def sqlite_config_from_url(url: str) -> SqliteConfig:
     parts, options = split_url(url)
     cure = "write sqlite:///file.db for a file in the current directory, sqlite:////dir/file.db for any other"
     if parts.netloc:
-        raise ConfigurationError(f"sqlite URL names a host {parts.netloc!a}: {cure}")
+        raise ConfigurationError(
+            f"sqlite URL names a host {parts.netloc.rpartition('@')[2]!a}: {cure}"
+        )
     path = unquote(parts.path).removeprefix("/")
     if not path:
         raise ConfigurationError(f"sqlite URL has no path: {cure}")
