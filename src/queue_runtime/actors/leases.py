@@ -54,6 +54,7 @@ class LeaseKeeper:
         self._repeat: set[Lease] = set()
         self._to_release: list[Lease] = []
         self._more_to_release = Signal()
+        self._ended = False
         self._released = trio.Event()
         self._released.set()
 
@@ -63,7 +64,10 @@ class LeaseKeeper:
             return
         if not self._held:
             self._first_held.wake()
-        self._held[lease] = (trio.current_time() + self._interval, renewed)
+        # Held already (a message that waited for its turn): it falls due when it did.
+        known = self._held.get(lease)
+        due = trio.current_time() + self._interval if known is None else known[0]
+        self._held[lease] = (due, renewed)
 
     def forget(self, lease: Lease) -> None:
         """Stop renewing ``lease``."""
@@ -77,19 +81,23 @@ class LeaseKeeper:
             return
         if not self._to_release:
             self._more_to_release.wake()
-            if self._released.is_set():
+            if self._released.is_set() and not self._ended:
                 self._released = trio.Event()
         self._to_release.append(lease)
 
     async def wait_released(self) -> None:
-        """Return when everything given back so far was sent to the broker."""
+        """Return when everything given back so far was sent to the broker, or :meth:`run` has ended."""
         await self._released.wait()
 
     async def run(self) -> None:
         """Renew and release until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._release_forever)
-            await self._renew_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._release_forever)
+                await self._renew_forever()
+        finally:
+            self._ended = True
+            self._released.set()
 
     async def _renew_forever(self) -> None:
         tick = self._interval / 10
