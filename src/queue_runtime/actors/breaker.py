@@ -6,18 +6,21 @@ The decisions are in ``policies.breaker``; here are only time, cancellation and 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import trio
 from trio_util import AsyncValue  # type: ignore[attr-defined]  # exported without an __all__
 
-from ..errors import CircuitOpen, QueueError
+from ..errors import CircuitOpen, QueueError, QueueFull, SessionLocked
 from ..policies.breaker import BreakerConfig, BreakerMachine, BreakerState, BreakerStatistics
 from .signal import Signal
 
 __all__ = ["Breaker"]
 
 T = TypeVar("T")
+
+_ANSWERS: Final = (QueueFull, SessionLocked)
+"""Transient, but the answers of a broker that works: refusing calls would not help it."""
 
 
 @final
@@ -49,7 +52,7 @@ class Breaker:
         """``await operation(*args)`` if the breaker allows it, and learn from how it ends.
 
         Only transient errors count as failures: a permanent one (unknown queue, bad request) says that the
-        broker is there. A cancelled call counts as nothing and gives a probe's permit back.
+        broker is there, and so does a full queue or a locked session. A cancelled call counts as nothing and gives a probe's permit back.
 
         Raises:
             CircuitOpen: The breaker is open; nothing was called. ``retry_after`` tells when it probes.
@@ -62,7 +65,7 @@ class Breaker:
         try:
             result = await operation(*args)
         except QueueError as error:
-            if error.is_transient:
+            if error.is_transient and not isinstance(error, _ANSWERS):
                 self.fail(permit)
             else:
                 self.succeed(permit)
