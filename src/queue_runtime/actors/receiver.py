@@ -9,6 +9,7 @@ import trio
 
 from ..abc import Receiver
 from ..errors import CircuitOpen, QueueError
+from ..messages import Delivery
 from ..policies.backoff import RetryPolicy
 from ..policies.batching import AdaptiveBatch, ReceiveConcurrency
 from ..policies.breaker import BreakerState
@@ -19,6 +20,8 @@ __all__ = ["ReceiverActor"]
 
 _TOP_UP_DELAY = 0.002
 """Seconds a small demand may wait to grow; a batch costs as much as some ten messages."""
+_OVERDUE = 10.0
+"""Seconds beyond its timeout after which a call counts as stuck."""
 _PROBE_DELAY = 0.01
 """Seconds to wait while somebody else's call is the breaker's probe."""
 
@@ -65,17 +68,16 @@ class ReceiverActor:
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
         self._calls = 0
+        self._under_way: dict[object, float] = {}  # when each call began, the oldest first
         self._failures = 0
         self._fatal: QueueError | None = None
         self._settled_before = 0
         self._observed_at = 0.0
-        self.last_progress = 0.0
-        self.last_empty = -1.0
-        self.waiting = False
 
     def wedged(self, now: float) -> bool:
         """Whether a call is overdue: it neither answered nor failed long after its timeout."""
-        return self._calls > 0 and now - self.last_progress > self._timeout + 10.0
+        began = next(iter(self._under_way.values()), now)
+        return now - began > self._timeout + _OVERDUE
 
     async def stop(self) -> None:
         """Cancel what is under way and return when nothing more will be received."""
@@ -90,7 +92,7 @@ class ReceiverActor:
         """
         try:
             with self._scope:
-                self._observed_at = self.last_progress = trio.current_time()
+                self._observed_at = trio.current_time()
                 async with trio.open_nursery() as nursery:
                     while True:
                         count = await self._wait_for_demand()
@@ -139,13 +141,11 @@ class ReceiverActor:
         is_probe = self._breaker.state.value is not BreakerState.CLOSED
         timeout = 0.0 if is_probe else self._timeout
         try:
-            batch = await self._breaker.call(self._receiver.receive, count, timeout)
+            batch = await self._breaker.call(self._timed, count, timeout)
             received = len(batch)
             if batch:
                 dispatcher.dispatch(batch)
                 self._observe()
-            else:
-                self.last_empty = trio.current_time()
             self._concurrency.observe(count, received)
             self._failures = 0
         except CircuitOpen as error:
@@ -158,13 +158,21 @@ class ReceiverActor:
                 return
             self._failures += 1
             delay = self._retry.delay(self._failures, retry_after=error.retry_after, random=random)
-            self.last_progress = trio.current_time()
-            await trio.sleep(self._retry.max_delay if delay is None else delay)
+            if delay is None:
+                delay = max(self._retry.max_delay, error.retry_after or 0.0)
+            await trio.sleep(delay)
         finally:
             self._calls -= 1
-            self.last_progress = trio.current_time()
             dispatcher.demand.settled(count - received)
             dispatcher.demand_rose.wake()
+
+    async def _timed(self, count: int, timeout: float) -> list[Delivery]:
+        call = object()
+        self._under_way[call] = trio.current_time()
+        try:
+            return await self._receiver.receive(count, timeout)
+        finally:
+            del self._under_way[call]
 
     def _observe(self) -> None:
         """Tell the adaptive batch how long messages took since it was last told."""
