@@ -8,7 +8,7 @@ from typing import final
 
 import trio
 
-from ..abc import Receiver
+from ..abc import Lease, Receiver
 from ..errors import CircuitOpen, LockLost, QueueError
 from ..messages import Capabilities, Settlement
 from ..policies.backoff import RetryPolicy
@@ -56,39 +56,45 @@ class Settler:
         self.wait_idle = self._coalescer.wait_idle
         self.run = self._coalescer.run
 
-    async def _flush(self, batch: Sequence[Settlement]) -> list[QueueError | None]:
-        answers: list[QueueError | None] = [None] * len(batch)
+    async def _flush(self, batch: Sequence[Settlement]) -> Sequence[QueueError | None]:
         attempt = 0
         while True:
-            now = trio.current_time()
-            live = []
-            for index, settlement in enumerate(batch):
-                lease = settlement.delivery.lease
-                if lease.lost is not None:
-                    answers[index] = lease.lost
-                elif now >= lease.deadline:
-                    answers[index] = LockLost(
-                        f"the lock on session {lease.session_id!r} ran out before the settlement was sent"
-                    )
-                else:
-                    live.append(index)
+            refusals = _refusals(batch)
+            live = [s for s, refusal in zip(batch, refusals, strict=True) if refusal is None]
             if not live:
-                return answers
-            chosen = batch if len(live) == len(batch) else [batch[index] for index in live]
+                return refusals
             try:
-                results = await self._breaker.call(self._receiver.settle, chosen)
+                results = await self._breaker.call(self._receiver.settle, live)
             except QueueError as error:
                 attempt += 1
                 delay = self._retry.delay(attempt, retry_after=error.retry_after, random=random)
                 # A refusal by the breaker is no attempt at the broker: wait for it as long as the leases last.
                 if isinstance(error, CircuitOpen):
                     delay = max(error.retry_after or 0.0, 0.01)
-                if not error.is_transient or delay is None:
-                    for index in live:
-                        answers[index] = error
-                    return answers
-                await trio.sleep(delay)
-                continue
-            for index, result in zip(live, results, strict=True):
-                answers[index] = result
-            return answers
+                if error.is_transient and delay is not None:
+                    await trio.sleep(delay)
+                    continue
+                results = [error] * len(live)
+            if len(live) == len(batch):
+                return results
+            answers = iter(results)
+            return [next(answers) if refusal is None else refusal for refusal in refusals]
+
+
+def _refusals(batch: Sequence[Settlement]) -> list[LockLost | None]:
+    """For each settlement whose lease is over, why it is refused; ``None`` for the others."""
+    now = trio.current_time()
+    refusals: list[LockLost | None] = []
+    checked: Lease | None = None
+    refusal: LockLost | None = None
+    for settlement in batch:
+        lease = settlement.delivery.lease
+        if lease is not checked:
+            checked = lease
+            refusal = lease.lost
+            if refusal is None and now >= lease.deadline:
+                refusal = LockLost(
+                    f"the lock on session {lease.session_id!r} ran out before the settlement was sent"
+                )
+        refusals.append(refusal)
+    return refusals
