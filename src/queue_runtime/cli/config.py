@@ -12,7 +12,7 @@ from .messages import table
 from .options import Settings, shared_options
 from .output import Failure, console, plural, print_json
 
-__all__ = ["config"]
+__all__ = ["check", "config", "show"]
 
 
 @click.group(

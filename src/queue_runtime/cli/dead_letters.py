@@ -27,7 +27,7 @@ from .messages import body_fields, message_fields, shown_body, since, table
 from .options import Settings, run_async, shared_options, yes_option
 from .output import Failure, ask, console, moment, plural, print_json, size
 
-__all__ = ["dlq"]
+__all__ = ["dlq", "export", "list_", "purge", "redrive", "show"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

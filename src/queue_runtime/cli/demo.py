@@ -148,6 +148,7 @@ class _Director:
                     await self._kill_all()
             nursery.cancel_scope.cancel()
         board.update()
+        self._view.refresh(board)
         history = History.load(self._folder.glob("*.jsonl"))
         self.report = check(history)
         return self._result(history)

@@ -74,7 +74,7 @@ class Board:
         self.began = trio.current_time()
         self.total = 0
         self.completed = 0
-        self.retried = 0
+        self.raised = 0
         self.dead_lettered = 0
         self.redriven = 0
         self.phase = "starting"
@@ -88,6 +88,11 @@ class Board:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return trio.current_time() - self.began
+
+    @property
+    def retried(self) -> int:
+        """Failures that were followed by another try."""
+        return self.raised - self.dead_lettered
 
     def say(self, text: str, style: str = "") -> None:
         """One line more in the log."""
@@ -132,7 +137,7 @@ class Board:
             case "handle_ended":
                 worker.current.pop(session, None)
                 if record["outcome"] == "raised":
-                    self.retried += 1
+                    self.raised += 1
             case "completed":
                 self.completed += 1
                 worker.handled += 1

@@ -14,7 +14,7 @@ from queue_runtime import Delivery, SerializationError, Session, SessionHandler
 
 from .demo_events import FORM, failures
 
-__all__ = ["ServiceUnavailable", "Story", "StoryTeller"]
+__all__ = ["ServiceUnavailable", "Story", "StoryTeller", "tell"]
 
 _WORK: Final = 0.008
 """Seconds that stand for the calls a real bot would make."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-__all__ = ["View", "open_view"]
+__all__ = ["TerminalView", "View", "open_view"]
 
 _FRAME: Final = 11
 """Lines that everything but the sessions and the log takes."""
@@ -62,7 +62,7 @@ def open_view(*, as_json: bool) -> Iterator[View]:
 
         screen = console()
         with Live(console=screen, auto_refresh=False) as live:
-            yield _Terminal(screen, live)
+            yield TerminalView(screen, live)
     else:
         yield _Lines()
 
@@ -84,6 +84,8 @@ class _Summary(View):
 
         out = console()
         rows = table("session", "events", "verdict", "last chapters", right=("events",))
+        for column, width in zip(rows.columns, (30, 6, 10), strict=False):
+            column.min_width = width
         for name, story in stories.items():
             rows.add_row(
                 Text(escape(name), "bold"),
@@ -141,7 +143,7 @@ class _Lines(_Summary):
 
 
 @final
-class _Terminal(_Summary):
+class TerminalView(_Summary):
     """For people who watch."""
 
     def __init__(self, screen: Console, live: Live) -> None:
@@ -153,11 +155,13 @@ class _Terminal(_Summary):
         """Nothing: the log is part of the picture."""
 
     def refresh(self, board: Board) -> None:
-        if board.elapsed - self._drawn >= 0.1:
+        """Draw, ten times a second at most."""
+        if board.phase == "done" or board.elapsed - self._drawn >= 0.1:
             self._drawn = board.elapsed
-            self._live.update(self._picture(board), refresh=True)
+            self._live.update(self.picture(board), refresh=True)
 
-    def _picture(self, board: Board) -> RenderableType:
+    def picture(self, board: Board) -> RenderableType:
+        """Everything, as large as the terminal allows."""
         from rich.columns import Columns
         from rich.console import Group
         from rich.panel import Panel

@@ -14,7 +14,7 @@ from queue_runtime.config.structuring import did_you_mean, shown
 
 from .output import report
 
-__all__ = ["COMMANDS", "main", "root"]
+__all__ = ["COMMANDS", "INTERRUPTED", "RootGroup", "main", "root"]
 
 INTERRUPTED: Final = 130
 """What shells report for a process ended by Ctrl-C."""
