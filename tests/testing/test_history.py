@@ -460,7 +460,7 @@ def test_a_superseded_token() -> None:
 
 
 def test_equal_times_keep_the_order_of_the_record() -> None:
-    good = [
+    good: list[Record] = [
         Sent("s", "1", 1, True, 0.0),
         Sent("s", "2", 2, True, 0.0),
         HandleStarted("a", "s", "1", 0.0),
@@ -654,9 +654,9 @@ def random_history(seed: int, sessions: int, messages: int) -> list[Record]:
     chance = random.Random(seed)
     story = Story()
     waiting: dict[str, list[str]] = {}
-    for session in range(sessions):
-        waiting[f"s{session}"] = [str(number) for number in range(1, messages + 1)]
-        story.send(*waiting[f"s{session}"], session=f"s{session}")
+    for name in (f"s{number}" for number in range(sessions)):
+        waiting[name] = [str(number) for number in range(1, messages + 1)]
+        story.send(*waiting[name], session=name)
     processes = count()
     process = f"p{next(processes)}"
     while waiting:

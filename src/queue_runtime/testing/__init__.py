@@ -1,1 +1,42 @@
-"""Tools for testing providers and programs: the invariant checker and the provider contract suite."""
+"""Tools for testing providers and programs; nothing here imports a test framework.
+
+* :func:`check`, :class:`Recorder`, :class:`History`: what happened, and whether it was in order, one at a time
+  and without loss;
+* :func:`contract_cases`, :func:`run_case`, :func:`run_contract`: the contract every provider has to keep.
+"""
+
+from __future__ import annotations
+
+from .contract import Case as Case
+from .contract import CaseResult as CaseResult
+from .contract import ContractEnvironment as ContractEnvironment
+from .contract import ContractReport as ContractReport
+from .contract import ContractViolated as ContractViolated
+from .contract import contract_cases as contract_cases
+from .contract import run_case as run_case
+from .contract import run_contract as run_contract
+from .history import Ended as Ended
+from .history import History as History
+from .history import InvariantViolated as InvariantViolated
+from .history import Recorder as Recorder
+from .history import Report as Report
+from .history import Violation as Violation
+from .history import check as check
+
+__all__ = [
+    "Case",
+    "CaseResult",
+    "ContractEnvironment",
+    "ContractReport",
+    "ContractViolated",
+    "Ended",
+    "History",
+    "InvariantViolated",
+    "Recorder",
+    "Report",
+    "Violation",
+    "check",
+    "contract_cases",
+    "run_case",
+    "run_contract",
+]

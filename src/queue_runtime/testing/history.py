@@ -506,7 +506,10 @@ class _OrderWalk:
         self.lowest = 0
         # Found dead without ever having been started: it left the line at an unknown time before.
         self.settled = {track for track in self.line if _NEVER in track.found_after}
-        self.awaiting: defaultdict[str, set[_Track]] = defaultdict(set)
+        # Who waits under which token for the word that a settlement was applied. Under a newer token the
+        # broker has told already: it would not have delivered a later message otherwise.
+        self.awaiting: defaultdict[tuple[str, int | None], set[_Track]] = defaultdict(set)
+        self.tokens: dict[tuple[str, _Track], int | None] = {}
         self.redriven: list[tuple[int, str]] = []
         self.redriven_at: dict[_Track, int] = {}
 
@@ -531,7 +534,8 @@ class _OrderWalk:
                     self.handled(record, track, where)
             elif isinstance(record, (Completed, DeadLettered)):
                 self.settle(track)
-                self.awaiting[record.process].discard(track)
+                token = self.tokens.get((record.process, track))
+                self.awaiting[record.process, token].discard(track)
             elif track.last_start > where and track.known:
                 # Started only after this record; a start that raced with it is not judged.
                 self.settle(track)
@@ -548,14 +552,15 @@ class _OrderWalk:
         elif track.last_start < where or track.copies > 1 or track.redrives:
             # Not seen again: the broker may have settled it from now on, confirmed or not.
             self.settle(track)
-            if track.confirmed > where and track.confirmed_to == record.process:
-                self.awaiting[record.process].add(track)
+            if track.last_start < where < track.confirmed and track.confirmed_to == record.process:
+                self.awaiting[record.process, self.tokens.get((record.process, track))].add(track)
 
     def judge(self, record: HandleStarted, track: _Track, where: int) -> None:
         while self.lowest < len(self.line) and self.line[self.lowest] in self.settled:
             self.lowest += 1
         lowest = self.line[self.lowest] if self.lowest < len(self.line) else track
-        awaited = min(self.awaiting[record.process], key=_number, default=track)
+        self.tokens[record.process, track] = record.token
+        awaited = min(self.awaiting[record.process, record.token], key=_number, default=track)
         redriven = self.redriven_before(track)
         if lowest.number < track.number:
             wanted = "handled" if self.checker.mode == "pipelined" else "settled"
@@ -610,7 +615,7 @@ def check(
         When a message is started - for the first time or again - every lower message of its session is
         settled: completed, or dead-lettered. A settlement counts from the end of the handler on, because a
         broker may have committed it before its reply arrived; but the process that waits for the reply must
-        not start a later message before it came. A message that is delivered again was not settled.
+        not start a later message under the same token before it came. A message that is delivered again was not settled.
         Redriven messages hold back only those redriven after them. A message whose sending was never
         acknowledged has no certain place in the order and is not judged.
     I3

@@ -237,7 +237,7 @@ def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
 @final
 @attrs.frozen
 class History:
-    """Records in the order of their clock; records of one recorder with equal times keep their order.
+    """Records in the order of their clock; those of one recorder, and of those ``named`` by it, keep their order.
 
     Args:
         records: Any iterable of records.
@@ -322,6 +322,16 @@ class Recorder:
         self._records: list[Record] = []
         # Unbuffered and open for as long as the recorder lives; close() closes it.
         self._file = None if path is None else Path(path).open("ab", buffering=0)  # noqa: SIM115
+
+    def named(self, process: str) -> Recorder:
+        """A recorder for another participant, writing to the same place.
+
+        Recorders that share a place keep the order of their records also when their times are equal, as
+        under a mocked clock.
+        """
+        other = Recorder(process, clock=self._clock)
+        other._records, other._file = self._records, self._file
+        return other
 
     def close(self) -> None:
         """Close the file, if any. Idempotent."""

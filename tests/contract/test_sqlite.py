@@ -1,0 +1,79 @@
+"""The broker in a file keeps the contract: real time, real processes, short locks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+import trio
+
+from queue_runtime.abc import Provider
+from queue_runtime.providers.memory import SQLITE_FACTORY, SqliteConfig
+from queue_runtime.testing import (
+    Case,
+    CaseResult,
+    ContractEnvironment,
+    contract_cases,
+    run_case,
+    run_contract,
+)
+
+LOCK = 1.0
+DELIVERIES = 3
+WINDOW = 2.0
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> ContractEnvironment:
+    path = tmp_path_factory.mktemp("contract") / "broker.db"
+
+    def connect(**options: Any) -> Awaitable[Provider]:
+        short = {
+            "lock_duration": LOCK,
+            "max_delivery_count": DELIVERIES,
+            "deduplication_window": WINDOW,
+        }
+        return SQLITE_FACTORY.open(SqliteConfig(path=str(path), **short | options))
+
+    return ContractEnvironment(
+        open_provider=connect,
+        open_undeclared=lambda: connect(declare=False),
+        open_bounded=lambda size: connect(max_queue_size=size),
+        child_url=f"sqlite:///{path}?lock_duration={LOCK}&max_delivery_count={DELIVERIES}",
+        exact=True,
+        deduplication_window=WINDOW,
+        delay=0.3,
+    )
+
+
+@pytest.fixture(scope="module")
+def waited(
+    request: pytest.FixtureRequest, environment: ContractEnvironment
+) -> dict[Case, CaseResult]:
+    """The cases that mostly wait have waited together."""
+    chosen = {
+        str(item.callspec.params["case"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    }
+
+    async def run() -> dict[Case, CaseResult]:
+        waiting = [case for case in contract_cases() if case.waits and case.name in chosen]
+        report = await run_contract(environment, waiting, concurrency=8)
+        return {result.case: result for result in report.results}
+
+    return trio.run(run)
+
+
+@pytest.mark.parametrize("case", contract_cases(), ids=str)
+def test_contract(
+    case: Case, environment: ContractEnvironment, request: pytest.FixtureRequest
+) -> None:
+    if not case.waits:
+        trio.run(run_case, case, environment)
+        return
+    waited: dict[Case, CaseResult] = request.getfixturevalue("waited")
+    error = waited[case].error
+    if error is not None:
+        raise error
