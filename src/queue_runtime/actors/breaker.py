@@ -52,7 +52,8 @@ class Breaker:
         """``await operation(*args)`` if the breaker allows it, and learn from how it ends.
 
         Only transient errors count as failures: a permanent one (unknown queue, bad request) says that the
-        broker is there, and so does a full queue or a locked session. A cancelled call counts as nothing and gives a probe's permit back.
+        broker is there, and so does a full queue or a locked session. A cancelled call counts as nothing and
+        gives a probe's permit back.
 
         Raises:
             CircuitOpen: The breaker is open; nothing was called. ``retry_after`` tells when it probes.

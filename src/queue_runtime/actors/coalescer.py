@@ -56,6 +56,9 @@ class Coalescer(Generic[Item, Answer]):
         self._arrived = Signal()
         self._unanswered = 0
         self._hurry = False
+        self._ended = False
+        self._closed = False
+        self._waiting: set[Callable[[Sequence[Item], Sequence[Answer] | Exception], None]] = set()
         self._idle = trio.Event()
         self._idle.set()
 
@@ -71,7 +74,7 @@ class Coalescer(Generic[Item, Answer]):
             self._arrived.wake()
         elif self._linger and len(items) == self._max_batch - 1:
             self._arrived.wake()
-        if not self._unanswered:
+        if not self._unanswered and not self._ended:
             self._idle = trio.Event()
         self._unanswered += 1
         items.append(item)
@@ -84,51 +87,69 @@ class Coalescer(Generic[Item, Answer]):
 
         Raises:
             QueueError: What ``flush`` raised.
+            trio.ClosedResourceError: :meth:`close` was called, before or meanwhile.
         """
+        if self._closed:
+            raise trio.ClosedResourceError("closed")
         task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
-        def answered(_items: Sequence[Item], answers: Sequence[Answer] | QueueError) -> None:
+        def answered(_items: Sequence[Item], answers: Sequence[Answer] | Exception) -> None:
+            nonlocal task
             if task is not None:
-                if isinstance(answers, QueueError):
+                if isinstance(answers, Exception):
                     trio.lowlevel.reschedule(task, outcome.Error(answers))
                 else:
                     trio.lowlevel.reschedule(task, outcome.Value(answers[0]))
+                task = None
+                self._waiting.discard(answered)
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             nonlocal task
             task = None
+            self._waiting.discard(answered)
             if self._withdraws:
                 self._withdraw(answered)
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.submit(item, answered)
+        self._waiting.add(answered)
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
 
     async def wait_idle(self) -> None:
-        """Hurry what is queued along, and return when everything submitted so far was answered."""
+        """Hurry what is queued along; return when everything submitted so far was answered, or never will be."""
         if self._unanswered:
             self._hurry = True
             self._arrived.wake()
         await self._idle.wait()
 
+    def close(self) -> None:
+        """Refuse what is asked from now on, and leave whoever waits for an answer without it."""
+        self._closed = True
+        for answered in list(self._waiting):
+            answered((), trio.ClosedResourceError("closed; whether it took effect is unknown"))
+
     async def run(self) -> None:
         """Flush until cancelled. What is queued then stays unanswered."""
         limiter = trio.CapacityLimiter(self._workers)
-        async with trio.open_nursery() as nursery:
-            while True:
-                await self._arrived.wait()
-                if self._linger and not self._hurry:
-                    with trio.move_on_at(self._oldest + self._linger):
-                        while len(self._items) < self._max_batch and not self._hurry:
-                            await self._arrived.wait()
-                while self._items:
-                    if self._workers == 1:
-                        await self._flush_some()
-                        continue
-                    await limiter.acquire_on_behalf_of(token := object())
-                    nursery.start_soon(self._flush_on_behalf_of, limiter, token)
-                    await trio.lowlevel.checkpoint()
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await self._arrived.wait()
+                    if self._linger and not self._hurry:
+                        with trio.move_on_at(self._oldest + self._linger):
+                            while len(self._items) < self._max_batch and not self._hurry:
+                                await self._arrived.wait()
+                    while self._items:
+                        if self._workers == 1:
+                            await self._flush_some()
+                            continue
+                        await limiter.acquire_on_behalf_of(token := object())
+                        nursery.start_soon(self._flush_on_behalf_of, limiter, token)
+                        await trio.lowlevel.checkpoint()
+        finally:
+            self._ended = True
+            self._idle.set()
 
     async def _flush_on_behalf_of(self, limiter: trio.CapacityLimiter, token: object) -> None:
         try:

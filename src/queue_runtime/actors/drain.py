@@ -4,7 +4,8 @@
 2. Let every session finish the message it is handling and give the rest back.
 3. At the deadline, cancel the handlers; what they were handling is abandoned.
 4. Flush the settlements: what was handled must not be handled again.
-5. Flush the leases given back, then close the receiver, which gives back any that remain.
+5. Flush the leases given back, stop the other actors, whose calls would find the receiver closed, and close
+   it, which gives back any leases that remain.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import attrs
 import trio
 
 from ..abc import Receiver
+from ..errors import QueueError
 from .dispatcher import Dispatcher
 from .leases import LeaseKeeper
 from .receiver import ReceiverActor
@@ -34,6 +36,7 @@ class Drain:
         settler: Sends settlements.
         keeper: Renews and releases leases.
         receiver: The provider's receiver.
+        actors: The scope all of them run in.
         flush_timeout: Seconds each of the last steps may take when the broker does not answer.
     """
 
@@ -42,10 +45,11 @@ class Drain:
     settler: Settler
     keeper: LeaseKeeper
     receiver: Receiver
+    actors: trio.CancelScope
     flush_timeout: float
 
-    async def run(self, deadline: float) -> bool:
-        """Shut down; handlers may run until ``deadline`` (``trio.current_time()``).
+    async def run(self, grace: trio.CancelScope) -> bool:
+        """Shut down; handlers may run until the deadline of ``grace``, which may still move.
 
         Cancelled on the way, the handlers are cancelled at once and the rest is still done.
 
@@ -56,9 +60,9 @@ class Drain:
         try:
             await self.intake.stop()
             self.dispatcher.drain()
-            with trio.move_on_at(deadline) as scope:
+            with grace:
                 await self.dispatcher.wait_empty()
-            clean = not scope.cancelled_caught
+            clean = not grace.cancelled_caught
         finally:
             with trio.CancelScope(shield=True):
                 await self._finish(clean)
@@ -73,5 +77,10 @@ class Drain:
             await self.settler.wait_idle()
         with trio.move_on_after(self.flush_timeout):
             await self.keeper.wait_released()
+        self.actors.cancel()
         with trio.move_on_after(self.flush_timeout):
-            await self.receiver.aclose()
+            try:
+                await self.receiver.aclose()
+            except QueueError:
+                # What the broker could not be told expires by itself; whoever listens was told of the error.
+                pass

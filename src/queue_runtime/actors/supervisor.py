@@ -33,6 +33,8 @@ __all__ = ["Supervisor", "SupervisorStatistics", "supervise"]
 
 _RATE_WINDOW: Final = 10.0
 """Seconds over which the rates in the statistics are taken."""
+_SAMPLES: Final = 10
+"""Samples taken in that time."""
 _CALL_RETRY: Final = RetryPolicy(initial=0.1, max_delay=5.0, max_attempts=8)
 """For calls to the broker that fail with a transient error: about half a minute in all."""
 
@@ -160,20 +162,21 @@ class Supervisor:
             ),
             max_concurrency=capabilities.max_concurrent_receives,
         )
+        self._actors_scope = trio.CancelScope(shield=True)
         self._drain = Drain(
             self._intake,
             self._dispatcher,
             self._settler,
             self._keeper,
             receiver,
+            self._actors_scope,
             flush_timeout=config.close_timeout,
         )
-        self._drain_deadline: float | None = None
+        self._grace = trio.CancelScope()
         self._drain_requested = trio.Event()
         self._drained = trio.Event()
         self._failure: QueueError | None = None
-        self._actors_scope = trio.CancelScope(shield=True)
-        self._samples: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES + 1)
 
     def statistics(self) -> SupervisorStatistics:
         """A frozen snapshot."""
@@ -207,11 +210,7 @@ class Supervisor:
             timeout: Seconds handlers may still run before they are cancelled and their messages abandoned;
                 ``None``: the configured ``drain_timeout``. A second call may only shorten it.
         """
-        grace = self._config.drain_timeout if timeout is None else timeout
-        deadline = trio.current_time() + grace
-        if self._drain_deadline is None or deadline < self._drain_deadline:
-            self._drain_deadline = deadline
-        self._drain_requested.set()
+        self._request_drain(self._config.drain_timeout if timeout is None else timeout)
         await self._drained.wait()
 
     async def wait_empty(self, *, poll_interval: float = 0.05) -> None:
@@ -227,15 +226,22 @@ class Supervisor:
         """
         while True:
             if not self._dispatcher.in_flight:
-                stats: QueueStats = await self.breaker.call(self._provider.stats, self._queue)
-                if not stats.depth and not stats.in_flight:
-                    return
+                try:
+                    stats: QueueStats = await self.breaker.call(self._provider.stats, self._queue)
+                except QueueError as error:
+                    if not error.is_transient:
+                        raise
+                else:
+                    if not stats.depth and not stats.in_flight:
+                        return
             await trio.sleep(poll_interval)
+
+    def _request_drain(self, timeout: float) -> None:
+        self._grace.deadline = min(self._grace.deadline, trio.current_time() + timeout)
+        self._drain_requested.set()
 
     def _rate(self, now: float) -> float:
         samples = self._samples
-        while len(samples) > 1 and samples[1][0] <= now - _RATE_WINDOW:
-            samples.popleft()
         if not samples or now - samples[0][0] <= 0:
             return 0.0
         return (self._dispatcher.counters.completed - samples[0][1]) / (now - samples[0][0])
@@ -243,7 +249,7 @@ class Supervisor:
     async def _sample(self) -> None:
         while True:
             self._samples.append((trio.current_time(), self._dispatcher.counters.completed))
-            await trio.sleep(_RATE_WINDOW / 10)
+            await trio.sleep(_RATE_WINDOW / _SAMPLES)
 
     async def _pause_when_handlers_fail(self, breaker: Breaker) -> None:
         while True:
@@ -261,11 +267,11 @@ class Supervisor:
             try:
                 await self._drain_requested.wait()
             finally:
-                deadline = self._drain_deadline or trio.current_time()
-                self._drain_requested.set()
-                self._observer.draining(deadline - trio.current_time())
+                if not self._drain_requested.is_set():
+                    self._request_drain(0.0)
+                self._observer.draining(max(0.0, self._grace.deadline - trio.current_time()))
                 try:
-                    clean = await self._drain.run(deadline)
+                    clean = await self._drain.run(self._grace)
                 finally:
                     self._actors_scope.cancel()
                     self._drained.set()
@@ -293,9 +299,7 @@ class Supervisor:
         except QueueError as error:
             # Nothing more can be received, ever: finish what is here, then tell.
             self._failure = error
-            if self._drain_deadline is None:
-                self._drain_deadline = trio.current_time() + self._config.drain_timeout
-            self._drain_requested.set()
+            self._request_drain(self._config.drain_timeout)
 
 
 async def supervise(
@@ -339,4 +343,8 @@ async def supervise(
         await supervisor._run(task_status)
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(config.close_timeout):
-            await receiver.aclose()
+            try:
+                await receiver.aclose()
+            except QueueError:
+                # As in the drain, which tried it already unless it was never reached.
+                pass
