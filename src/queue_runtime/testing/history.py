@@ -615,9 +615,9 @@ def check(
         When a message is started - for the first time or again - every lower message of its session is
         settled: completed, or dead-lettered. A settlement counts from the end of the handler on, because a
         broker may have committed it before its reply arrived; but the process that waits for the reply must
-        not start a later message under the same token before it came. A message that is delivered again was not settled.
-        Redriven messages hold back only those redriven after them. A message whose sending was never
-        acknowledged has no certain place in the order and is not judged.
+        not start a later message under the same token before it came. A message that is delivered again was
+        not settled. Redriven messages hold back only those redriven after them. A message whose sending was
+        never acknowledged has no certain place in the order and is not judged.
     I3
         Handlers of one session do not overlap, and none starts under a fencing token lower than one seen. The
         turn of a killed process ends with it; a turn that a pause of its process interrupted ends with the
