@@ -25,7 +25,12 @@ __all__ = ["Arrivals", "drained", "offer", "percentile", "supervised"]
 
 @asynccontextmanager
 async def supervised(
-    client: QueueClient, queue: str, tally: Tally, mode: SettlementMode, *, idle_timeout: float = 5.0
+    client: QueueClient,
+    queue: str,
+    tally: Tally,
+    mode: SettlementMode,
+    *,
+    idle_timeout: float = 5.0,
 ) -> AsyncIterator[Supervisor]:
     """A supervisor whose sessions share ``tally`` as their handler."""
     config = SupervisorConfig(settlement=mode, idle_timeout=idle_timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -85,7 +86,7 @@ class Report:
     peak_memory_mib: float
 
 
-async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
+async def throughput(url: str, workload: Workload, _scale: Scale) -> Report:
     """Publish a workload and drain it, beside bare programs that do the same work."""
     figures: dict[str, list[float]] = {}
     violations = 0
@@ -100,7 +101,7 @@ async def throughput(url: str, workload: Workload, scale: Scale) -> Report:
                 ):
                     figures.setdefault(name, []).append(await program(messages))
             for name, consume in _CONSUMERS.items():
-                queue = f"bench-{next(_queues)}"
+                queue = _new_queue()
                 figures.setdefault("publish, batches of 500", []).append(
                     await publish(client, queue, workload)
                 )
@@ -156,7 +157,7 @@ async def latency(url: str, workload: Workload, scale: Scale) -> Report:
         return Message(body, session_id=session_id, message_id=f"m{number}")
 
     async with open_client(url) as client:
-        queue = f"bench-{next(_queues)}"
+        queue = _new_queue()
         async with supervised(client, queue, arrivals, SettlementMode.STRICT):  # type: ignore[arg-type]
             await offer(client, queue, arrivals, rate=scale.rate, make=make)
             await arrivals.done.wait()
@@ -174,7 +175,7 @@ async def depth(url: str, workload: Workload, scale: Scale) -> Report:
             fills = max(1, measured // deep)
             spent = 0.0
             for _ in range(fills):
-                queue = f"bench-{next(_queues)}"
+                queue = _new_queue()
                 await publish(client, queue, attrs.evolve(workload, messages=deep))
                 tally = Tally(measured // fills)
                 began = time.perf_counter()
@@ -206,16 +207,15 @@ async def idle(url: str, workload: Workload, scale: Scale) -> Report:
     async with open_client(url) as client:
         for _ in range(_ROUNDS):
             for crowded in (False, True):
-                queue = f"bench-{next(_queues)}"
+                queue = _new_queue()
                 idlers = scale.idle_sessions if crowded else 0
                 await publish(client, queue, Workload(idlers, max(1, idlers), 16), batch=1_000)
                 tally = Tally(idlers + workload.messages)
                 async with supervised(
                     client, queue, tally, SettlementMode.STRICT, idle_timeout=600.0
                 ) as supervisor:
-                    while supervisor.statistics().completed < idlers:
-                        await trio.sleep(0.01)
-                    await publish(client, queue, attrs.evolve(workload, messages=workload.messages))
+                    await supervisor.wait_empty()
+                    await publish(client, queue, workload)
                     began = trio.current_time()
                     before = tally.handled
                     await tally.done.wait()
@@ -242,7 +242,7 @@ async def hot(url: str, workload: Workload, scale: Scale) -> Report:
     measured: dict[bool, Arrivals] = {}
     async with open_client(url) as client:
         for heated in (False, True):
-            queue = f"bench-{next(_queues)}"
+            queue = _new_queue()
             arrivals = measured[heated] = Arrivals(int(scale.rate * scale.duration))
 
             def make(number: int) -> Message:
@@ -264,6 +264,11 @@ async def hot(url: str, workload: Workload, scale: Scale) -> Report:
         heated_rows[-1], beside="without the hot session", ratio=ratio, aim="at most 2"
     )
     return _report("hot", [*cold, *heated_rows], 0)
+
+
+def _new_queue() -> str:
+    """A queue of its own for every fill, also in a file that an earlier run left."""
+    return f"bench-{os.getpid()}-{next(_queues)}"
 
 
 def _latency_rows(what: str, latencies: list[float]) -> list[Row]:
