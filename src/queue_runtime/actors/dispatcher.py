@@ -171,7 +171,8 @@ class Dispatcher:
         actor.deliver(deliveries)
 
     def _spawn(self, lease: Lease) -> SessionActor:
-        assert self._environment is not None and self._nursery is not None
+        assert self._environment is not None
+        assert self._nursery is not None
         predecessor = None
         session_id = lease.session_id
         if session_id is not None:

@@ -30,6 +30,10 @@ SESSION_CRASHED: Final = "SessionCrashed"
 """Dead-letter reason when a session's handler crashed more often than its restart budget allows."""
 
 
+_PAUSED: Final = Retry(reason="handlers are paused")
+"""Stands for the result of a handler that was not called; compared by identity."""
+
+
 class SessionObserver(Protocol):
     """What a session actor tells the dispatcher; every call is synchronous."""
 
@@ -101,12 +105,12 @@ class SessionActor:
     Attributes:
         finished: Set when the actor will never run a handler again.
         handled: Messages settled so far.
-        busy: Whether it has something to do.
         last_active: ``trio.current_time()`` of the last time it had nothing left to do.
     """
 
     __slots__ = (
         "_awaits_pending",
+        "_began",
         "_crashed",
         "_environment",
         "_handle",
@@ -122,7 +126,6 @@ class SessionActor:
         "_signal",
         "_stop",
         "_unsettled",
-        "busy",
         "finished",
         "handled",
         "last_active",
@@ -134,7 +137,6 @@ class SessionActor:
     ) -> None:
         self.lease = lease
         self.finished = trio.Event()
-        self.busy = True
         self.handled = 0
         self.last_active = 0.0
         self._environment = environment
@@ -147,6 +149,7 @@ class SessionActor:
         self._handle: Any = None
         self._restarts = 0
         self._crashed = False
+        self._began = 0.0
         self._head: Delivery | None = None
         self._unsettled = 0
         self._pending = 0
@@ -184,6 +187,8 @@ class SessionActor:
             if self._predecessor is not None:
                 await self._predecessor.wait()
                 self._predecessor = None
+            # Else a handler would still run to its first checkpoint, and its message count as tried.
+            await trio.lowlevel.checkpoint_if_cancelled()
             with self._scope:
                 reason = await self._serve()
                 await self._wait_pending(0)
@@ -197,25 +202,26 @@ class SessionActor:
         finally:
             lease.on_lost(None)
             head = self._head
-            if reason is None:
-                # Cancelled from outside. The lease is given back when the receiver closes, after the
-                # settlements that are still queued.
-                environment.keeper.forget(lease)
-                reason = CloseReason.DRAINED
-                if head is not None:
-                    environment.settler.submit(
-                        Settlement(head, SettlementAction.ABANDON), self._on_answers
-                    )
-                with trio.CancelScope(shield=True):
-                    await self._close_handler(reason)
-            elif reason is CloseReason.LOCK_LOST or (lease.session_id is None and head is None):
-                environment.keeper.forget(lease)
-            else:
-                environment.keeper.release(lease)
-            self._mailbox.clear()
-            self.finished.set()
-            self._account(None, self._unsettled)
-            environment.observer.closed(self, reason)
+            try:
+                if reason is None:
+                    # Cancelled from outside. The lease is given back when the receiver closes, after the
+                    # settlements that are still queued.
+                    environment.keeper.forget(lease)
+                    if head is not None:
+                        environment.settler.submit(
+                            Settlement(head, SettlementAction.ABANDON), self._on_answers
+                        )
+                    with trio.CancelScope(shield=True):
+                        await self._close_handler(CloseReason.DRAINED)
+                elif reason is CloseReason.LOCK_LOST or (lease.session_id is None and head is None):
+                    environment.keeper.forget(lease)
+                else:
+                    environment.keeper.release(lease)
+            finally:
+                self._mailbox.clear()
+                self.finished.set()
+                self._account(None, self._unsettled)
+                environment.observer.closed(self, reason or CloseReason.DRAINED)
 
     async def _serve(self) -> CloseReason:
         """Handle messages until there is a reason to end."""
@@ -245,20 +251,19 @@ class SessionActor:
                 continue
             if self.lease.session_id is None:
                 return CloseReason.IDLE
-            self.busy = False
             self._environment.observer.idle(self)
             await self._signal.wait()
-            self.busy = True
 
-    async def _attempt(self, delivery: Delivery) -> Outcome | BaseException | CloseReason | None:
+    async def _attempt(self, delivery: Delivery) -> Outcome | BaseException | None:
         """Call the handler once; what it raises is a result too, only cancellation is not.
 
         Returns:
-            A ``CloseReason`` when the handler was not called because handlers are paused.
+            ``_PAUSED`` when the handler was not called because handlers are paused.
         """
         environment = self._environment
         self._head = delivery
-        if self.lease.lost is not None or environment.current_time() >= self.lease.deadline:
+        self._began = environment.current_time()
+        if self.lease.lost is not None or self._began >= self.lease.deadline:
             # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
             await self._lose(
                 f"the lock on session {self.lease.session_id!r} was not renewed in time"
@@ -268,7 +273,7 @@ class SessionActor:
         if breaker is not None:
             permit = breaker.admit()
             if permit is None:
-                return CloseReason.PAUSED
+                return _PAUSED
         self._crashed = False
         result: Outcome | BaseException | None
         try:
@@ -289,9 +294,7 @@ class SessionActor:
                 breaker.cancel(permit)
                 permit = None
             await trio.lowlevel.checkpoint_if_cancelled()
-            if isinstance(error, KeyboardInterrupt) or (
-                isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt)
-            ):
+            if _interrupts(error):
                 raise
             # Neither an error nor a cancellation of ours (SystemExit, a stray Cancelled, GeneratorExit …).
             self._crashed = True
@@ -306,7 +309,7 @@ class SessionActor:
         return result
 
     async def _follow_up(
-        self, delivery: Delivery, result: Outcome | BaseException | CloseReason | None
+        self, delivery: Delivery, result: Outcome | BaseException | None
     ) -> CloseReason | None:
         """See a message that was not completed at once through its attempts.
 
@@ -314,10 +317,10 @@ class SessionActor:
             Why the session must end, or ``None`` to go on with the next message.
         """
         attempt = delivery.delivery_count
-        began = trio.current_time()
+        began = self._began
         while not (result is None or isinstance(result, Complete)):
-            if isinstance(result, CloseReason):
-                return result
+            if result is _PAUSED:
+                return CloseReason.PAUSED
             decision = await self._judge(result, attempt, trio.current_time() - began)
             self._environment.observer.failed(delivery, result, decision)
             if isinstance(decision, Settle):
@@ -422,7 +425,12 @@ class SessionActor:
             )
             if delay is None:
                 return error
-            await trio.sleep(delay)
+            try:
+                await trio.sleep(delay)
+            except trio.Cancelled:
+                # What a handler finished is not handled again if the drain can still report it.
+                self._environment.settler.submit(settlement, self._on_answers)
+                raise
 
     def _answered(
         self,
@@ -444,7 +452,7 @@ class SessionActor:
                     self._refused.append(settlement)
                 elif error is not None:
                     self.lease.lose(LockLost(str(error)))
-        if self._awaits_pending:
+        if self._awaits_pending or self._refused:
             self._signal.wake()
 
     async def _wait_pending(self, limit: int) -> None:
@@ -488,9 +496,9 @@ class SessionActor:
         try:
             with trio.move_on_after(self._environment.close_timeout):
                 await closed(reason)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if _interrupts(error):
+                raise
             # Nothing depends on how it ends; who wants to know wraps the handler (instrumentation does).
             await trio.lowlevel.checkpoint_if_cancelled()
 
@@ -513,3 +521,10 @@ class SessionActor:
 
     def _renewed(self) -> None:
         self._scope.deadline = self.lease.deadline
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether it is, or holds, what ends the program."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)

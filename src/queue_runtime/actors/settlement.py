@@ -65,12 +65,13 @@ class Settler:
                 return refusals
             try:
                 results = await self._breaker.call(self._receiver.settle, live)
+            except CircuitOpen as error:
+                # No attempt at the broker: wait for it as long as the leases last.
+                await trio.sleep(max(error.retry_after or 0.0, 0.01))
+                continue
             except QueueError as error:
                 attempt += 1
                 delay = self._retry.delay(attempt, retry_after=error.retry_after, random=random)
-                # A refusal by the breaker is no attempt at the broker: wait for it as long as the leases last.
-                if isinstance(error, CircuitOpen):
-                    delay = max(error.retry_after or 0.0, 0.01)
                 if error.is_transient and delay is not None:
                     await trio.sleep(delay)
                     continue
