@@ -221,7 +221,7 @@ class SessionActor:
                 self._mailbox.clear()
                 self.finished.set()
                 self._account(None, self._unsettled)
-                environment.observer.closed(self, reason or CloseReason.DRAINED)
+                environment.observer.closed(self, CloseReason.DRAINED if reason is None else reason)
 
     async def _serve(self) -> CloseReason:
         """Handle messages until there is a reason to end."""
