@@ -27,6 +27,7 @@ from .actors.coalescer import Coalescer
 from .actors.supervisor import Supervisor, supervise
 from .config import ClientConfig, SupervisorConfig
 from .errors import (
+    CircuitOpen,
     InvalidReceipt,
     LockLost,
     MessageTooLarge,
@@ -38,6 +39,7 @@ from .errors import (
 from .handlers import HandlerFactory, SessionState
 from .instrumentation import Instrument, instrument_provider
 from .messages import (
+    MAX_DURATION,
     Capabilities,
     Delivery,
     Message,
@@ -112,6 +114,7 @@ class QueueClient:
         self._outboxes: dict[QueueName, Coalescer[Message, SendResult]] = {}
         self._inboxes: dict[QueueName, _Inbox] = {}
         self._owners: dict[Lease, _Inbox] = {}
+        self._closed = False
 
     @property
     def provider(self) -> Provider:
@@ -318,8 +321,14 @@ class QueueClient:
         """Settle many at once; for each ``None``, or why it was refused.
 
         Raises:
+            ValidationError: A delay is no number of seconds from 0 to ten years; nothing was settled.
             QueueError: A call failed as a whole. Settling again is safe.
         """
+        for settlement in settlements:
+            if not 0.0 <= settlement.delay <= MAX_DURATION:
+                raise ValidationError(
+                    f"delay is {settlement.delay!r}: it must be seconds from 0 to {MAX_DURATION:.0f}"
+                )
         answers: list[QueueError | None] = [None] * len(settlements)
         by_inbox: dict[_Inbox, list[int]] = {}
         for index, settlement in enumerate(settlements):
@@ -422,7 +431,13 @@ class QueueClient:
     async def _call(
         self, operation: Callable[..., Awaitable[T]], *args: Any, allowance: float = 0.0
     ) -> T:
-        """One call to the broker: gated, bounded in time, retried while transient."""
+        """One call to the broker: gated, bounded in time, retried while transient.
+
+        Raises:
+            CircuitOpen: At once while the breaker is open. Half-open, refusals are retried as other errors are.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("the client is closed")
         attempt = 0
         limit = self._config.operation_timeout + allowance
         while True:
@@ -430,7 +445,7 @@ class QueueClient:
                 return await self._breaker.call(self._bounded, limit, operation, *args)
             except QueueError as error:
                 attempt += 1
-                if not error.is_transient:
+                if not error.is_transient or (isinstance(error, CircuitOpen) and error.retry_after):
                     raise
                 delay = self._config.retry.delay(
                     attempt, retry_after=error.retry_after, random=random
@@ -464,6 +479,8 @@ class QueueClient:
         if outbox is None:
             sender = await self._sender(queue)
             outbox = self._outboxes.get(queue)
+            if self._closed:
+                raise trio.ClosedResourceError("the client is closed")
             if outbox is None:
                 outbox = Coalescer(
                     partial(self._send_all, sender),
@@ -496,13 +513,29 @@ class QueueClient:
         return results
 
     async def _receive(self, inbox: _Inbox, max_messages: int, timeout: float) -> list[Delivery]:
-        deliveries = await self._call(
-            inbox.receiver.receive, max_messages, timeout, allowance=timeout
-        )
-        for delivery in deliveries:
-            inbox.owed.setdefault(delivery.lease, {})[delivery.receipt] = delivery
-            self._owners[delivery.lease] = inbox
-        return deliveries
+        deadline = trio.current_time() + timeout
+        while True:
+            deliveries = await self._call(
+                inbox.receiver.receive, max_messages, timeout, allowance=timeout
+            )
+            # What came under a lease that is being given back goes back with it.
+            held = [delivery for delivery in deliveries if not delivery.lease.released]
+            for delivery in held:
+                lease = delivery.lease
+                if lease not in inbox.owed:
+                    inbox.owed[lease] = {}
+                    self._owners[lease] = inbox
+                    lease.on_lost(self._lost)
+                inbox.owed[lease][delivery.receipt] = delivery
+            timeout = max(0.0, deadline - trio.current_time())
+            if held or not deliveries:
+                return held
+
+    def _lost(self, lease: Lease) -> None:
+        """Nothing is owed under a lease that is gone; what is settled all the same is told so."""
+        inbox = self._owners.pop(lease, None)
+        if inbox is not None:
+            inbox.owed.pop(lease, None)
 
     async def _settle_one(self, settlement: Settlement) -> None:
         error = (await self.settle([settlement]))[0]
@@ -527,10 +560,19 @@ class QueueClient:
             lease for lease in over if lease.session_id is not None and lease.lost is None
         ]
         if given_back and not inbox.keeps_leases:
-            await self._call(inbox.receiver.release, given_back)
+            for lease in given_back:
+                lease.released = True
+            try:
+                await self._call(inbox.receiver.release, given_back)
+            except QueueError:
+                # The settlements stand. A lock that cannot be given back expires.
+                pass
 
     async def _aclose(self) -> None:
         """Close what was opened for sending and receiving, even when cancelled."""
+        self._closed = True
+        for outbox in self._outboxes.values():
+            outbox.close()
         opened: list[Sender | Receiver] = [*self._senders.values()]
         opened += [inbox.receiver for inbox in self._inboxes.values()]
         for port in opened:
@@ -574,10 +616,17 @@ class SessionReceiver:
     async def receive_batch(
         self, *, max_messages: int, timeout: float | None = None
     ) -> list[Delivery]:
-        """Up to ``max_messages`` messages of the session, in order."""
+        """Up to ``max_messages`` messages of the session, in order; ``[]`` at the timeout.
+
+        Raises:
+            LockLost: There was nothing, and the lock is gone.
+        """
         _positive("max_messages", max_messages)
         seconds = _timeout(timeout, self._client._config.receive_timeout)
-        return await self._client._receive(self._inbox, max_messages, seconds)
+        deliveries = await self._client._receive(self._inbox, max_messages, seconds)
+        if not deliveries and self._lease.lost is not None:
+            raise self._lease.lost
+        return deliveries
 
     async def renew(self) -> None:
         """Extend the lock. Raises ``LockLost`` when it is gone."""
