@@ -29,8 +29,8 @@ from queue_runtime.messages import (
 )
 
 from .engine import Grant, QueueOptions, Refusal, Signals
-from .errors import lock_lost, queue_full, queue_not_found, session_locked
-from .sqlite_queue import OUTLOOK, Lane, QueueTransaction, lowest_id
+from .errors import lock_lost, queue_not_found, session_locked
+from .sqlite_queue import OUTLOOK, QueueTransaction, lowest_id
 from .sqlite_receive import (
     HAS_TURN,
     NEXT_SESSION,
@@ -47,15 +47,15 @@ from .sqlite_schema import (
     MAX_INTEGER,
     MAX_SEQUENCE,
     Synchronous,
-    begin,
     bound_log,
     decode_history,
     decode_message,
-    encode_details,
     moment,
     open_database,
+    transaction,
     translated,
 )
+from .sqlite_send import store
 
 __all__ = ["SqliteEngine"]
 
@@ -148,6 +148,7 @@ class SqliteEngine:
     ) -> None:
         self.options = options
         self._path = str(path)
+        self._log = Path(f"{path}-wal").absolute()  # as the current directory may change
         self._busy_timeout = busy_timeout
         self._db = open_database(self._path, synchronous, busy_timeout)
         self._queues: dict[QueueName, _Queue] = {}
@@ -164,7 +165,7 @@ class SqliteEngine:
             if row is None:
                 if not self.options.declare:
                     raise queue_not_found(queue, self._path)
-                with self._transaction():
+                with transaction(self._db, self._busy_timeout):
                     row = self._find_queue(queue)
                     if row is None:  # nobody else was faster
                         row = self._create_queue(queue)
@@ -191,29 +192,17 @@ class SqliteEngine:
     # Transactions
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        db = self._db
-        begin(db, self._busy_timeout)
-        try:
-            yield
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # some errors end it
-                db.execute("ROLLBACK")
-            raise
-        bound_log(db, self._path)
-
-    @contextlib.contextmanager
     def _changing(self, queue: QueueName, now: float) -> Iterator[QueueTransaction]:
         """A transaction on the queue, with everything due at ``now`` moved."""
         known = self._queues[queue]
         known.expire(now)
         with translated(self._path):
-            with self._transaction():
+            with transaction(self._db, self._busy_timeout):
                 work = QueueTransaction(self._db, known.id, self.options, now)
                 work.advance()
                 yield work
                 work.finish()
+            bound_log(self._db, self._log)
         known.remember(work)
 
     @contextlib.contextmanager
@@ -242,103 +231,8 @@ class SqliteEngine:
     # Sending
 
     def send(self, queue: QueueName, messages: Sequence[Message], now: float) -> list[SendResult]:
-        at, limit = moment(now), self.options.max_queue_size
-        results: list[SendResult] = []
-        stored: list[tuple[Any, ...]] = []
-        waiting: list[tuple[Any, ...]] = []
         with self._changing(queue, now) as work:
-            lanes: dict[str | None, Lane] = {}
-            counts: dict[Lane, int] = {}
-            room = limit - work.waiting - work.in_flight - work.scheduled
-            for message in messages:
-                first = self._first_seen(work, message)
-                if first is not None:
-                    results.append(SendResult(first, duplicate=True))
-                    continue
-                if room <= 0:
-                    results.append(SendResult(None, error=queue_full(queue, limit)))
-                    continue
-                room -= 1
-                work.last_sequence += 1
-                sequence = work.last_sequence
-                number = work.base + sequence
-                own_id, session, ttl = message.message_id, message.session_id, message.time_to_live
-                # Skips the validation, which a prefix of hexadecimal digits and a number cannot fail.
-                message_id = own_id or str.__new__(MessageId, f"{work.prefix}-{sequence}")
-                results.append(SendResult(message_id, sequence))
-                self._mark_seen(work, message, message_id)
-                details = encode_details(message)
-                if message.scheduled_at is not None and message.scheduled_at > at:
-                    work.scheduled += 1
-                    self._db.execute(
-                        "INSERT INTO scheduled (id, queue, due, session, message_id, own_id, time_to_live,"
-                        " details, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            number,
-                            work.queue,
-                            message.scheduled_at.timestamp(),
-                            session,
-                            message_id,
-                            own_id is not None,
-                            ttl,
-                            details,
-                            message.body,
-                        ),
-                    )
-                    continue
-                lane = lanes.get(session)
-                if lane is None:
-                    lane = lanes[session] = work.open_lane(session)
-                counts[lane] = counts.get(lane, 0) + 1
-                expires_at = work.expiry(ttl, now)
-                stored.append(
-                    (
-                        number,
-                        lane.id,
-                        message_id,
-                        own_id is not None,
-                        now,
-                        ttl,
-                        expires_at,
-                        details,
-                        message.body,
-                    )
-                )
-                waiting.append((lane.id, number, work.queue, expires_at))
-            self._db.executemany(
-                "INSERT INTO messages (id, lane, message_id, own_id, enqueued_at, time_to_live, expires_at,"
-                " details, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                stored,
-            )
-            self._db.executemany(
-                "INSERT INTO waiting (lane, id, queue, expires_at) VALUES (?, ?, ?, ?)", waiting
-            )
-            work.waiting += len(waiting)
-            for lane, count in counts.items():
-                work.count(lane, count)
-                if lane.turn is None:  # else its head stays what it was
-                    work.refresh(lane)
-        return results
-
-    def _first_seen(self, work: QueueTransaction, message: Message) -> MessageId | None:
-        """The id of the message that used the deduplication id inside its window."""
-        if message.deduplication_id is None or not self.options.deduplication_window:
-            return None
-        execute = self._db.execute
-        execute("DELETE FROM seen WHERE queue = ? AND until <= ?", (work.queue, work.now))
-        row = execute(
-            "SELECT message_id FROM seen WHERE queue = ? AND deduplication_id = ?",
-            (work.queue, message.deduplication_id),
-        ).fetchone()
-        return None if row is None else MessageId(row[0])
-
-    def _mark_seen(self, work: QueueTransaction, message: Message, message_id: MessageId) -> None:
-        window = self.options.deduplication_window
-        if message.deduplication_id is not None and window:
-            self._db.execute(
-                "INSERT INTO seen (queue, deduplication_id, message_id, until) VALUES (?, ?, ?, ?)",
-                (work.queue, message.deduplication_id, message_id, work.now + window),
-            )
+            return store(work, queue, messages)
 
     def cancel_scheduled(
         self, queue: QueueName, sequence_numbers: Sequence[int], now: float

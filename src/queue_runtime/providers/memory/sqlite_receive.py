@@ -12,7 +12,8 @@ from queue_runtime.abc import Lease, ReceiverOptions
 from queue_runtime.messages import MessageId, Settlement, SettlementAction
 
 from .engine import FAIR_CHUNK, ClaimedMessage, Grant, Refusal
-from .sqlite_queue import LANE, Lane, QueueTransaction
+from .sqlite_lane import LANE, Lane
+from .sqlite_queue import QueueTransaction
 from .sqlite_schema import (
     MAX_INTEGER,
     decode_history,
@@ -34,7 +35,7 @@ __all__ = [
 
 _TURNS: Final = f"{LANE} WHERE queue = ? AND holder IS ? AND turn IS NOT NULL ORDER BY turn"
 _TURN: Final = 8
-"""Where ``turn`` is in a row of :data:`.sqlite_queue.LANE`."""
+"""Where ``turn`` is in a row of :data:`.sqlite_lane.LANE`."""
 
 HAS_TURN: Final = (
     "SELECT 1 FROM sessions WHERE queue = ? AND holder = ? AND turn IS NOT NULL LIMIT 1"

@@ -35,12 +35,15 @@ from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
 from .errors import from_sqlite
 
 __all__ = [
+    "APPLICATION_ID",
     "HISTORY",
+    "LOG_LIMIT",
     "MAX_INTEGER",
     "MAX_SEQUENCE",
+    "OLDEST_LIBRARY",
+    "SCHEMA_VERSION",
     "SEQUENCE_BITS",
     "Synchronous",
-    "begin",
     "bound_log",
     "check_library",
     "decode_history",
@@ -49,6 +52,7 @@ __all__ = [
     "moment",
     "open_database",
     "storable",
+    "transaction",
     "translated",
 ]
 
@@ -77,7 +81,7 @@ LOG_LIMIT: Final = 32 << 20
 
 _SLICE: Final = 10
 """Milliseconds SQLite itself waits for a lock. Its waits grow to 100 ms, which starves some of many writers for
-seconds; so :func:`begin` asks again and again instead."""
+seconds; so :func:`transaction` asks again and again instead."""
 
 _SCHEMA: Final = """
 CREATE TABLE queues (
@@ -255,7 +259,9 @@ def open_database(path: str, synchronous: Synchronous, busy_timeout: float) -> s
             cached_statements=256,
         )
         try:
+            db.execute("BEGIN")  # while another process may be creating the tables
             is_new = _is_new(db, path)
+            db.execute("COMMIT")
             _use_wal(db, path, busy_timeout)
             db.execute(f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}")
             db.execute("PRAGMA temp_store = MEMORY")
@@ -265,7 +271,7 @@ def open_database(path: str, synchronous: Synchronous, busy_timeout: float) -> s
             db.execute("PRAGMA wal_autocheckpoint = 4096")
             db.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
             if is_new:
-                _create(db, path)
+                _create(db, path, busy_timeout)
             db.execute(f"PRAGMA busy_timeout = {_SLICE}")
         except BaseException:
             db.close()
@@ -274,7 +280,7 @@ def open_database(path: str, synchronous: Synchronous, busy_timeout: float) -> s
 
 
 def _is_new(db: sqlite3.Connection, path: str) -> bool:
-    """Whether the file has no tables yet; raises unless it is new or ours."""
+    """Whether the file has no tables yet; raises unless it is new or ours. To be asked in a transaction."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -314,30 +320,36 @@ def _use_wal(db: sqlite3.Connection, path: str, busy_timeout: float) -> None:
         return
 
 
-def _create(db: sqlite3.Connection, path: str) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    try:
+def _create(db: sqlite3.Connection, path: str, busy_timeout: float) -> None:
+    with transaction(db, busy_timeout):
         if _is_new(db, path):  # nobody else was faster
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 # Transactions
 
 
-def begin(db: sqlite3.Connection, busy_timeout: float) -> None:
-    """Begin a write transaction, once other processes' are over.
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection, busy_timeout: float) -> Iterator[None]:
+    """A write transaction, once other processes' are over: committed at the end, undone by any exception.
 
     Raises:
         sqlite3.OperationalError: The file is still locked after ``busy_timeout`` seconds; or any other reason.
     """
+    _begin(db, busy_timeout)
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # some errors end it
+            db.execute("ROLLBACK")
+        raise
+
+
+def _begin(db: sqlite3.Connection, busy_timeout: float) -> None:
     deadline = time.monotonic() + busy_timeout
     while True:
         try:
@@ -351,14 +363,14 @@ def begin(db: sqlite3.Connection, busy_timeout: float) -> None:
             return
 
 
-def bound_log(db: sqlite3.Connection, path: str) -> None:
+def bound_log(db: sqlite3.Connection, log: Path) -> None:
     """After a commit: empty the log if it has outgrown :data:`LOG_LIMIT`.
 
     It is emptied by the way when nobody writes for a moment; between many writers that moment may not come.
     """
     try:
-        size = Path(f"{path}-wal").stat().st_size
-    except OSError:
+        size = log.stat().st_size
+    except OSError:  # somebody moved it, which is not for the commit to complain about
         return
     if size > LOG_LIMIT:
         # Answers that it was too busy, rather than fail: then the next commit tries again.
