@@ -35,11 +35,9 @@ from queue_runtime.cli.root import COMMANDS
 
 from .conftest import Cli
 
-WRITTEN = sorted(set(COMMANDS) - {"bench"})
-
 
 def leaves() -> Iterator[tuple[str, ...]]:
-    for name in WRITTEN:
+    for name in COMMANDS:
         command = root.get_command(click.Context(root), name)
         yield (name,)
         if isinstance(command, click.Group):

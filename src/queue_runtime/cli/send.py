@@ -238,7 +238,21 @@ def _progress(
     if settings.json or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Task as ProgressTask
+    from rich.text import Text
+
+    class Sent(ProgressColumn):
+        """Drawn from the tally, which moves more often than chunks are read."""
+
+        def render(self, task: ProgressTask) -> Text:
+            return Text(f"{tally.sent:,} sent")
 
     total: int | None = None
     if stream.seekable() and not stream.isatty():
@@ -246,13 +260,13 @@ def _progress(
         stream.seek(0)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        Sent(),
         *(() if total is None else (BarColumn(), TimeRemainingColumn())),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("sending", total=total)
 
         def on_bytes(count: int) -> None:
-            progress.update(task, advance=count, description=f"{tally.sent:,} sent")
+            progress.advance(task, count)
 
         yield on_bytes
