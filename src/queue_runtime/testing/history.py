@@ -54,8 +54,8 @@ __all__ = [
     "check",
 ]
 
-Invariant: TypeAlias = Literal["I1", "I2", "I3"]
-SettlementMode: TypeAlias = Literal["strict", "pipelined"]
+_Invariant: TypeAlias = Literal["I1", "I2", "I3"]
+_Mode: TypeAlias = Literal["strict", "pipelined"]
 
 _SETTLING: Final = (Ended.COMPLETE, Ended.DEAD_LETTER)
 _NEVER: Final = -1
@@ -79,7 +79,7 @@ class Violation:
         explanation: One sentence for people.
     """
 
-    invariant: Invariant
+    invariant: _Invariant
     kind: str
     session: str | None
     message: str
@@ -120,7 +120,7 @@ class Report:
         history_digest: Hash of every record.
     """
 
-    mode: SettlementMode
+    mode: _Mode
     sessions: int
     sent: int
     acknowledged: int
@@ -260,7 +260,7 @@ _ConsumerRecord: TypeAlias = HandleStarted | HandleEnded | Completed | DeadLette
 
 @final
 class _Checker:
-    def __init__(self, history: History, mode: SettlementMode, limit: int) -> None:
+    def __init__(self, history: History, mode: _Mode, limit: int) -> None:
         self.records = history.records
         self.mode = mode
         self.limit = limit
@@ -271,12 +271,12 @@ class _Checker:
         self.running: dict[tuple[str, str | None, str], list[_Interval]] = {}
         self.last_of: dict[str, int] = {}
         self.gone: dict[str, int] = {}
-        self.violations: defaultdict[Invariant, list[tuple[int, Violation]]] = defaultdict(list)
+        self.violations: defaultdict[_Invariant, list[tuple[int, Violation]]] = defaultdict(list)
         self.duplicates = 0
         self.counts: defaultdict[str, int] = defaultdict(int)
 
     def violate(
-        self, invariant: Invariant, kind: str, track: _Track, where: int, explanation: str
+        self, invariant: _Invariant, kind: str, track: _Track, where: int, explanation: str
     ) -> None:
         self.counts[kind] += 1
         found = self.violations[invariant]
@@ -603,7 +603,7 @@ def _where(found: tuple[int, Violation]) -> int:
 
 
 def check(
-    history: History | Iterable[Record], *, mode: SettlementMode = "strict", limit: int = 10
+    history: History | Iterable[Record], *, mode: _Mode = "strict", limit: int = 10
 ) -> Report:
     """Judge a history recorded up to a full drain.
 

@@ -8,7 +8,6 @@ from functools import partial
 
 import trio
 
-from ...abc import Provider
 from ...errors import ConfigurationError
 from ...providers import resolve_provider
 from . import CaseResult, ContractEnvironment, Verdict, contract_cases, run_contract
@@ -42,15 +41,10 @@ def _show(result: CaseResult) -> None:
     sys.stdout.flush()
 
 
-async def _open(url: str) -> Provider:
-    factory, config = resolve_provider(url)
-    provider: Provider = await factory.open(config)
-    return provider
-
-
 async def _main(arguments: argparse.Namespace) -> int:
+    factory, config = resolve_provider(arguments.url)
     environment = ContractEnvironment(
-        open_provider=partial(_open, arguments.url),
+        open_provider=partial(factory.open, config),
         child_url=arguments.url,
         exact=arguments.exact,
         tolerance=arguments.tolerance,

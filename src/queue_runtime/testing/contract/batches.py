@@ -42,6 +42,7 @@ async def a_full_batch(bench: Bench) -> None:
     if bench.session is None:
         got.sort(key=int)
     expect_equal(got, expected_bodies, "the messages received")
+    await bench.expect_nothing(receiver, 0.1, "every message of the batch was received")
 
 
 @case()

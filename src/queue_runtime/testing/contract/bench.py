@@ -29,6 +29,8 @@ from .core import ContractEnvironment, ContractViolated
 __all__ = [
     "Bench",
     "Outcome",
+    "bodies",
+    "evolved",
     "expect",
     "expect_equal",
     "expect_refused",
@@ -38,7 +40,7 @@ __all__ = [
     "skip",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def skip(reason: str) -> NoReturn:
@@ -183,11 +185,11 @@ class Bench:
 
     # Opening
 
-    async def keep(self, opening: Awaitable[T]) -> T:
+    async def keep(self, opening: Awaitable[_T]) -> _T:
         """What ``opening`` gives, closed at the end of the case."""
         opened: Any = await opening
         self._stack.push_async_callback(opened.aclose)
-        kept: T = opened
+        kept: _T = opened
         return kept
 
     async def connect(self) -> Provider:

@@ -17,7 +17,7 @@ from ...messages import Capabilities, QueueName
 
 __all__ = ["CASES", "Case", "ContractEnvironment", "ContractViolated", "case", "unsupported_case"]
 
-OpenProvider: TypeAlias = Callable[[], Awaitable[Provider]]
+_OpenProvider: TypeAlias = Callable[[], Awaitable[Provider]]
 
 
 class ContractViolated(AssertionError):
@@ -68,7 +68,7 @@ class ContractEnvironment:
         without_dead_letters: While the context lasts, the queue's dead-letter queue is out of order.
     """
 
-    open_provider: OpenProvider
+    open_provider: _OpenProvider
     queue_name: Callable[[], QueueName] = _fresh_queue_name
     tolerance: float = 1.0
     empty_tolerance: float = 0.1
@@ -83,7 +83,7 @@ class ContractEnvironment:
     load_messages: int = 5_000
     load_consumers: int = 50
     child_url: str | None = None
-    open_undeclared: OpenProvider | None = None
+    open_undeclared: _OpenProvider | None = None
     open_bounded: Callable[[int], Awaitable[Provider]] | None = None
     without_dead_letters: Callable[[QueueName], AbstractAsyncContextManager[object]] | None = None
 
