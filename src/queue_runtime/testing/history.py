@@ -530,7 +530,9 @@ class _OrderWalk:
                 if where in track.found_after:
                     self.settle(track)
             elif isinstance(record, HandleEnded):
-                if record.outcome in _SETTLING:
+                # A handler that failed for the last time is followed by a dead-lettering, which counts from here
+                # as well.
+                if record.outcome in _SETTLING or track.last_start < where < track.last_dead:
                     self.handled(record, track, where)
             elif isinstance(record, (Completed, DeadLettered)):
                 self.settle(track)
