@@ -175,6 +175,7 @@ class Supervisor:
         self._grace = trio.CancelScope()
         self._drain_requested = trio.Event()
         self._drained = trio.Event()
+        self._clean = False
         self._failure: QueueError | None = None
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES + 1)
 
@@ -203,15 +204,19 @@ class Supervisor:
             healthy=not self._intake.wedged(now),
         )
 
-    async def drain(self, timeout: float | None = None) -> None:
+    async def drain(self, timeout: float | None = None) -> bool:
         """Stop the intake, finish what runs, settle, give the locks back; return when all that is done.
 
         Args:
             timeout: Seconds handlers may still run before they are cancelled and their messages abandoned;
                 ``None``: the configured ``drain_timeout``. A second call may only shorten it.
+
+        Returns:
+            Whether every handler finished by itself.
         """
         self._request_drain(self._config.drain_timeout if timeout is None else timeout)
         await self._drained.wait()
+        return self._clean
 
     async def wait_empty(self, *, poll_interval: float = 0.05) -> None:
         """Return when the queue has nothing left to handle: nothing waiting (delayed retries included) or in flight.
@@ -259,7 +264,6 @@ class Supervisor:
 
     async def _run(self, task_status: trio.TaskStatus[Supervisor]) -> None:
         """Run until drained or cancelled; in both cases everything is settled and given back first."""
-        clean = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_actors)
             self._observer.started()
@@ -271,11 +275,11 @@ class Supervisor:
                     self._request_drain(0.0)
                 self._observer.draining(max(0.0, self._grace.deadline - trio.current_time()))
                 try:
-                    clean = await self._drain.run(self._grace)
+                    self._clean = await self._drain.run(self._grace)
                 finally:
                     self._actors_scope.cancel()
                     self._drained.set()
-                    self._observer.stopped(clean)
+                    self._observer.stopped(self._clean)
         if self._failure is not None:
             raise self._failure
 

@@ -16,32 +16,12 @@ from typing import Self, final
 import attrs
 import trio
 
-from queue_runtime import (
-    Abandon,
-    Complete,
-    DeadLetter,
-    Delivery,
-    Outcome,
-    Retry,
-    RetryPolicy,
-    Session,
-    SessionHandler,
-    SupervisorConfig,
-    open_supervisor,
-)
-from queue_runtime.instrumentation import Event, MessagesSettled
-from queue_runtime.testing.history import Ended, Recorder
+from queue_runtime import RetryPolicy, SupervisorConfig, open_supervisor
+from queue_runtime.testing import Recorder, record_handlers, record_settlements
 
 from .demo_handler import StoryTeller
 
 __all__ = ["Plan", "main"]
-
-_ENDED = {
-    Complete: Ended.COMPLETE,
-    Retry: Ended.RETRY,
-    DeadLetter: Ended.DEAD_LETTER,
-    Abandon: Ended.ABANDON,
-}
 
 
 @final
@@ -73,31 +53,6 @@ class Plan:
         return json.dumps(attrs.asdict(self)).encode() + b"\n"
 
 
-@final
-class _Recorded(SessionHandler):
-    """A handler whose every turn is written down."""
-
-    def __init__(self, handler: SessionHandler, recorder: Recorder) -> None:
-        self._handler = handler
-        self._recorder = recorder
-
-    async def opened(self, session: Session) -> None:
-        await self._handler.opened(session)
-
-    async def handle(self, delivery: Delivery) -> Outcome | None:
-        self._recorder.started(delivery)
-        try:
-            outcome = await self._handler.handle(delivery)
-        except trio.Cancelled:
-            self._recorder.ended(delivery, Ended.CANCELLED)
-            raise
-        except BaseException:
-            self._recorder.ended(delivery, Ended.RAISED)
-            raise
-        self._recorder.ended(delivery, Ended.COMPLETE if outcome is None else _ENDED[type(outcome)])
-        return outcome
-
-
 async def _serve(plan: Plan) -> None:
     config = SupervisorConfig(
         # Fewer sessions than there are, so that the workers share them.
@@ -106,18 +61,13 @@ async def _serve(plan: Plan) -> None:
         retry=RetryPolicy(initial=0.03, max_delay=0.2, max_attempts=5),
     )
     with Recorder(plan.name, path=Path(plan.history)) as recorder:
-
-        def note(event: Event) -> None:
-            if isinstance(event, MessagesSettled):
-                for settlement, error in zip(event.settlements, event.errors, strict=True):
-                    if error is None:
-                        recorder.settled(settlement.delivery, settlement.action)
-
-        def make_handler() -> SessionHandler:
-            return _Recorded(StoryTeller(reads_forms=plan.reads_forms), recorder)
-
+        make_handler = record_handlers(lambda: StoryTeller(reads_forms=plan.reads_forms), recorder)
         async with open_supervisor(
-            plan.url, plan.queue, make_handler, config=config, instruments=[note]
+            plan.url,
+            plan.queue,
+            make_handler,
+            config=config,
+            instruments=[record_settlements(recorder)],
         ):
             await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
 

@@ -20,7 +20,6 @@ from queue_runtime import (
     open_client,
     open_supervisor,
 )
-from queue_runtime.instrumentation import Event, SupervisorStopped
 
 from .loading import load_handler
 from .options import Settings, run_async, shared_options
@@ -117,7 +116,6 @@ class _Run:
         self._handler = handler
         self._until_empty = until_empty
         self._stop = trio.Event()
-        self._clean = True
 
     async def run(self) -> _Result:
         live = sys.stderr.isatty() and not self._settings.json
@@ -130,7 +128,7 @@ class _Run:
             began = trio.current_time()
             client = open_client(self._config.provider_source(), config=self._config.client)
             cancel = trio.CancelScope()
-            statistics: SupervisorStatistics | None = None
+            clean = False
             async with client as connection, trio.open_nursery() as nursery:
                 await nursery.start(self._listen, cancel)
                 with cancel:
@@ -139,20 +137,16 @@ class _Run:
                         self._queue,
                         self._handler,
                         config=self._config.supervisor,
-                        instruments=[*instruments, self._note],
+                        instruments=instruments,
                     ) as supervisor:
                         if status is not None:
                             nursery.start_soon(self._show, supervisor, status)
                         await self._wait(supervisor)
                         self._stop.set()
+                        clean = await supervisor.drain()
                 statistics = supervisor.statistics()
                 nursery.cancel_scope.cancel()
-            assert statistics is not None
-            return _Result(statistics, self._clean, trio.current_time() - began)
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, SupervisorStopped):
-            self._clean = event.clean
+            return _Result(statistics, clean, trio.current_time() - began)
 
     async def _wait(self, supervisor: Supervisor) -> None:
         """Return when it is time to drain."""

@@ -1,7 +1,7 @@
 """Tools for testing providers and programs; nothing here imports a test framework.
 
 * :func:`check`, :class:`Recorder`, :class:`History`: what happened, and whether it was in order, one at a time
-  and without loss;
+  and without loss; :func:`record_handlers`, :func:`record_settlements` have a supervisor write it down;
 * :func:`contract_cases`, :func:`run_case`, :func:`run_contract`: the contract every provider has to keep.
 """
 
@@ -22,6 +22,8 @@ from .history import Recorder as Recorder
 from .history import Report as Report
 from .history import Violation as Violation
 from .history import check as check
+from .recording import record_handlers as record_handlers
+from .recording import record_settlements as record_settlements
 
 __all__ = [
     "Case",
@@ -37,6 +39,8 @@ __all__ = [
     "Violation",
     "check",
     "contract_cases",
+    "record_handlers",
+    "record_settlements",
     "run_case",
     "run_contract",
 ]

@@ -1,0 +1,56 @@
+"""A consumer process of the chaos tests: ``python worker.py NAME URL QUEUE HISTORY``. SIGTERM drains it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+
+import trio
+
+from queue_runtime import (
+    Delivery,
+    Retry,
+    RetryPolicy,
+    SettlementMode,
+    SupervisorConfig,
+    open_supervisor,
+)
+from queue_runtime.testing import Recorder, record_handlers, record_settlements
+
+
+async def handle(delivery: Delivery) -> Retry | None:
+    """Take a moment; fail now and then; always fail what is poison."""
+    await trio.sleep(random.uniform(0.0, 0.004))
+    if delivery.headers.get("poison"):
+        raise ValueError("this message never works")
+    if random.random() < 0.02:
+        return Retry(delay=random.choice((0.01, 0.3)))
+    return None
+
+
+async def main(name: str, url: str, queue: str, history: str, settlement: str) -> None:
+    config = SupervisorConfig(
+        settlement=SettlementMode(settlement),
+        # Fewer than there are, so that the processes share the sessions and hand them over.
+        max_sessions=25,
+        idle_timeout=0.2,
+        park_threshold=0.1,
+        retry=RetryPolicy(initial=0.01, max_delay=0.3, max_attempts=None),
+        drain_timeout=5.0,
+    )
+    with Recorder(name, path=history) as recorder:
+        async with open_supervisor(
+            url,
+            queue,
+            record_handlers(handle, recorder),
+            config=config,
+            instruments=[record_settlements(recorder)],
+        ):
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    break
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])
