@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heappop, heappush
@@ -185,6 +186,7 @@ class _Track:
     __slots__ = (
         "acknowledgements",
         "attempts",
+        "buried",
         "completed",
         "confirmed",
         "confirmed_to",
@@ -200,6 +202,7 @@ class _Track:
         "redrives",
         "session",
         "settling_end",
+        "started",
         "starts",
         "where",
     )
@@ -213,6 +216,8 @@ class _Track:
         self.attempts = 0
         self.acknowledgements = 0
         self.starts = 0
+        self.started: list[int] = []
+        self.buried: list[int] = []  # confirmations, not findings
         self.last_start = _NEVER
         self.settling_end = _NEVER
         self.finished = False
@@ -323,6 +328,7 @@ class _Checker:
         key = (record.process, record.session, record.message)
         if isinstance(record, HandleStarted):
             track.starts += 1
+            track.started.append(where)
             track.last_start = where
             if track.settling_end > track.last_redriven:
                 self.duplicates += 1
@@ -353,6 +359,7 @@ class _Checker:
                 return  # its confirmation is in the history already
             track.found_after += (track.last_start,)
         else:
+            track.buried.append(where)
             track.confirmed, track.confirmed_to = where, record.process
         track.dead += 1
         track.last_dead = where
@@ -530,9 +537,7 @@ class _OrderWalk:
                 if where in track.found_after:
                     self.settle(track)
             elif isinstance(record, HandleEnded):
-                # A handler that failed for the last time is followed by a dead-lettering, which counts from here
-                # as well.
-                if record.outcome in _SETTLING or track.last_start < where < track.last_dead:
+                if record.outcome in _SETTLING or self.is_last_failure(track, where):
                     self.handled(record, track, where)
             elif isinstance(record, (Completed, DeadLettered)):
                 self.settle(track)
@@ -547,6 +552,16 @@ class _OrderWalk:
     def settle(self, track: _Track) -> None:
         self.settled.add(track)
         self.redriven_at.pop(track, None)
+
+    def is_last_failure(self, track: _Track, where: int) -> bool:
+        """Whether a dead-lettering followed a failed turn: it counts from the turn's end, as a completion does."""
+        if track.copies > 1 and track.dead:
+            return True  # one of the copies; nobody can tell which, and after which turn
+        after = bisect_right(track.buried, where)
+        if after == len(track.buried):
+            return False
+        restart = bisect_right(track.started, where)
+        return restart == len(track.started) or track.buried[after] < track.started[restart]
 
     def handled(self, record: HandleEnded, track: _Track, where: int) -> None:
         if self.checker.mode == "pipelined":
