@@ -47,6 +47,8 @@ class Fleet:
         name = f"worker-{self._count}"
         history = self._folder / f"{name}.jsonl"
         self.histories.append(history)
+        # A process killed before it began leaves an empty one.
+        await trio.Path(history).touch()
         command = [
             sys.executable, str(WORKER), name, *self._arguments, str(history), self._settlement,
         ]  # fmt: skip
