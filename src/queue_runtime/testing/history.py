@@ -10,16 +10,13 @@ I3
 
 from __future__ import annotations
 
-import hashlib
 import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from operator import attrgetter
-from typing import Final, Literal, TypeAlias, final
-
-import attrs
+from typing import Final, TypeAlias, final
 
 from .records import (
     Completed,
@@ -35,6 +32,7 @@ from .records import (
     Redriven,
     Sent,
 )
+from .report import Invariant, InvariantViolated, Mode, Report, Violation
 
 __all__ = [
     "Completed",
@@ -55,129 +53,9 @@ __all__ = [
     "check",
 ]
 
-_Invariant: TypeAlias = Literal["I1", "I2", "I3"]
-_Mode: TypeAlias = Literal["strict", "pipelined"]
 
 _SETTLING: Final = (Ended.COMPLETE, Ended.DEAD_LETTER)
 _NEVER: Final = -1
-
-
-class InvariantViolated(AssertionError):
-    """A history breaks an invariant; the text is the report."""
-
-
-@final
-@attrs.frozen
-class Violation:
-    """One thing that must not happen, and did.
-
-    Args:
-        invariant: ``I1``, ``I2`` or ``I3``.
-        kind: ``lost``, ``never_sent``, ``gap``, ``order`` or ``overlap``.
-        session: The session concerned; ``None`` for a message without one.
-        message: The message concerned.
-        at: When, on the history's clock.
-        explanation: One sentence for people.
-    """
-
-    invariant: _Invariant
-    kind: str
-    session: str | None
-    message: str
-    at: float
-    explanation: str
-
-    def __str__(self) -> str:
-        return f"{self.invariant} {self.kind} at {self.at:.6f}: {self.explanation}"
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Report:
-    """What :func:`check` found.
-
-    Args:
-        mode: The settlement mode the history was judged by.
-        sessions: Sessions seen.
-        sent: Different messages sent, acknowledged or not.
-        acknowledged: Different messages the broker acknowledged.
-        started: Different messages a handler saw.
-        completed: Different messages with a confirmed completion.
-        dead_lettered: Different messages that were in the dead-letter queue at some time.
-        redriven: Redrives.
-        redeliveries: Starts beyond a message's first.
-        duplicates: Those of them that came after a handler had finished the message. Allowed (delivery is at
-            least once), worth watching.
-        unsettled: Acknowledged messages that a handler finished and whose settlement nobody saw confirmed: a
-            process was killed at the wrong moment, or the reply was lost. Allowed after a full drain.
-        lost: I1: acknowledged, and neither completed nor dead-lettered; or completed without a handler having
-            finished it.
-        never_sent: I1: handled, completed or dead-lettered without ever having been sent.
-        gaps: I2: never started although a later message of the session was.
-        order_violations: I2: starts that came while a lower message of the session was unsettled.
-        overlaps: I3: starts that came while another handler of the session ran, or under a fencing token that
-            had been superseded.
-        violations: The first of each invariant, in the order of the clock.
-        history_digest: Hash of every record.
-    """
-
-    mode: _Mode
-    sessions: int
-    sent: int
-    acknowledged: int
-    started: int
-    completed: int
-    dead_lettered: int
-    redriven: int
-    redeliveries: int
-    duplicates: int
-    unsettled: int
-    lost: int
-    never_sent: int
-    gaps: int
-    order_violations: int
-    overlaps: int
-    violations: tuple[Violation, ...]
-    _history: History = attrs.field(repr=False, eq=False, alias="history")
-
-    @property
-    def ok(self) -> bool:
-        """Whether I1, I2 and I3 hold."""
-        return not (
-            self.lost or self.never_sent or self.gaps or self.order_violations or self.overlaps
-        )
-
-    def digest(self) -> str:
-        """A hash of the history and of this report: equal for equal runs of a deterministic simulation."""
-        return hashlib.sha256(f"{self._history.digest()} {self!r}".encode()).hexdigest()
-
-    def raise_for_violations(self) -> None:
-        """Do nothing when :attr:`ok`.
-
-        Raises:
-            InvariantViolated: Otherwise, with the whole report as its text.
-        """
-        if not self.ok:
-            raise InvariantViolated(str(self))
-
-    def __str__(self) -> str:
-        verdict = "I1, I2 and I3 hold" if self.ok else "INVARIANTS VIOLATED"
-        lines = [
-            f"{verdict} ({self.mode} settlement)",
-            f"  sent {self.sent} ({self.acknowledged} acknowledged) in {self.sessions} sessions",
-            f"  started {self.started}, completed {self.completed}",
-            f"  dead-lettered {self.dead_lettered}, redriven {self.redriven}",
-            f"  redeliveries {self.redeliveries} ({self.duplicates} after a finished handler)",
-            f"  settlements never confirmed {self.unsettled}",
-            f"  I1: lost {self.lost}, never sent {self.never_sent}",
-            f"  I2: gaps {self.gaps}, order violations {self.order_violations}",
-            f"  I3: overlaps {self.overlaps}",
-        ]
-        lines += [f"  - {violation}" for violation in self.violations]
-        found = self.lost + self.never_sent + self.gaps + self.order_violations + self.overlaps
-        if found > len(self.violations):
-            lines.append(f"  … and {found - len(self.violations)} more")
-        return "\n".join(lines)
 
 
 class _Track:
@@ -265,7 +143,7 @@ _ConsumerRecord: TypeAlias = HandleStarted | HandleEnded | Completed | DeadLette
 
 @final
 class _Checker:
-    def __init__(self, history: History, mode: _Mode, limit: int) -> None:
+    def __init__(self, history: History, mode: Mode, limit: int) -> None:
         self.records = history.records
         self.mode = mode
         self.limit = limit
@@ -276,12 +154,12 @@ class _Checker:
         self.running: dict[tuple[str, str | None, str], list[_Interval]] = {}
         self.last_of: dict[str, int] = {}
         self.gone: dict[str, int] = {}
-        self.violations: defaultdict[_Invariant, list[tuple[int, Violation]]] = defaultdict(list)
+        self.violations: defaultdict[Invariant, list[tuple[int, Violation]]] = defaultdict(list)
         self.duplicates = 0
         self.counts: defaultdict[str, int] = defaultdict(int)
 
     def violate(
-        self, invariant: _Invariant, kind: str, track: _Track, where: int, explanation: str
+        self, invariant: Invariant, kind: str, track: _Track, where: int, explanation: str
     ) -> None:
         self.counts[kind] += 1
         found = self.violations[invariant]
@@ -619,9 +497,7 @@ def _where(found: tuple[int, Violation]) -> int:
     return found[0]
 
 
-def check(
-    history: History | Iterable[Record], *, mode: _Mode = "strict", limit: int = 10
-) -> Report:
+def check(history: History | Iterable[Record], *, mode: Mode = "strict", limit: int = 10) -> Report:
     """Judge a history recorded up to a full drain.
 
     I1
