@@ -215,10 +215,14 @@ def handler_maker(handler: Any) -> Callable[[], Any]:
             raise ConfigurationError(
                 f"{handler.__qualname__}.handle must be declared with 'async def', got {handle!r}"
             )
+        _check_needs_nothing(handler, handler.__qualname__)
         return cast(Callable[[], Any], handler)
-    if inspect.iscoroutinefunction(handler):
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 - an object with 'async def __call__'
+    ):
         return lambda: _FunctionHandler(handler)
     if callable(handler):
+        _check_needs_nothing(handler, repr(handler))
         return cast(Callable[[], Any], handler)
     if inspect.iscoroutinefunction(getattr(handler, "handle", None)):
         raise ConfigurationError(
@@ -229,3 +233,16 @@ def handler_maker(handler: Any) -> Callable[[], Any]:
         f"{handler!r} is not a handler: give a class with 'async def handle(self, delivery)', "
         "a function that makes such an object, or an async function that takes a delivery"
     )
+
+
+def _check_needs_nothing(factory: Callable[..., Any], name: str) -> None:
+    """Refuse what cannot make a handler because it asks for arguments."""
+    try:
+        inspect.signature(factory).bind()
+    except ValueError:
+        pass  # some built-in callables do not tell
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{name} cannot be called without arguments ({error}): what makes handlers takes none "
+            "('lambda: Handler(…)'), and a function that takes a delivery needs 'async def'"
+        ) from None
