@@ -38,7 +38,11 @@ class Complete:
 def _check_delay(_instance: object, _attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DURATION:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= MAX_DURATION
+    ):
         raise ValidationError(
             f"delay is {value!r}: it must be seconds from 0 to {MAX_DURATION:.0f}, or None for the policy's"
         )

@@ -188,7 +188,9 @@ def _to_headers(value: Mapping[str, str]) -> Mapping[str, str]:
     if not value:
         return _NO_HEADERS
     if not isinstance(value, Mapping):
-        raise ValidationError(f"headers must be a mapping of str to str, got {type(value).__name__}")
+        raise ValidationError(
+            f"headers must be a mapping of str to str, got {type(value).__name__}"
+        )
     headers = dict(value)
     for name, text in headers.items():
         _check_text("header name", name, 256)
@@ -199,7 +201,9 @@ def _to_headers(value: Mapping[str, str]) -> Mapping[str, str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValidationError(f"header {_shown(name)} cannot be encoded as UTF-8: {error}") from None
+            raise ValidationError(
+                f"header {_shown(name)} cannot be encoded as UTF-8: {error}"
+            ) from None
     return MappingProxyType(headers)
 
 
@@ -229,10 +233,16 @@ def _to_duration(value: float | timedelta | None) -> float | None:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValidationError(f"time_to_live must be seconds as a number, got {type(value).__name__}")
+        raise ValidationError(
+            f"time_to_live must be seconds as a number, got {type(value).__name__}"
+        )
     if not 0 < value <= MAX_DURATION:  # also refuses NaN
         # Python refuses to print numbers of more than 4,300 digits.
-        shown = "huge" if isinstance(value, int) and value.bit_length() > 1_000 else f"{value!r} seconds"
+        shown = (
+            "huge"
+            if isinstance(value, int) and value.bit_length() > 1_000
+            else f"{value!r} seconds"
+        )
         raise ValidationError(
             f"time_to_live is {shown}: it must be more than 0 and at most {MAX_DURATION:.0f} seconds"
         )
@@ -285,9 +295,7 @@ class Message:
     correlation_id: str | None = attrs.field(
         default=None, converter=_to_correlation_id, kw_only=True
     )
-    content_type: str | None = attrs.field(
-        default=None, converter=_to_content_type, kw_only=True
-    )
+    content_type: str | None = attrs.field(default=None, converter=_to_content_type, kw_only=True)
     time_to_live: float | None = attrs.field(default=None, converter=_to_duration, kw_only=True)
     scheduled_at: datetime | None = attrs.field(default=None, converter=_to_moment, kw_only=True)
     deduplication_id: str | None = attrs.field(

@@ -7,3 +7,5 @@ holds the order of shutting down, ``supervisor`` puts all of them together.
 Each actor receives its own small set of values; nobody shares mutable state but through the synchronous
 methods that stand in the actor's class.
 """
+
+__all__: list[str] = []

@@ -24,7 +24,7 @@ from .leases import LeaseKeeper
 from .settlement import Settler
 from .signal import Signal
 
-__all__ = ["SessionActor", "SessionEnvironment", "SessionObserver"]
+__all__ = ["SESSION_CRASHED", "SessionActor", "SessionEnvironment", "SessionObserver"]
 
 SESSION_CRASHED: Final = "SessionCrashed"
 """Dead-letter reason when a session's handler crashed more often than its restart budget allows."""

@@ -86,7 +86,7 @@ class Report:
     peak_memory_mib: float
 
 
-async def throughput(url: str, workload: Workload, _scale: Scale) -> Report:
+async def _throughput(url: str, workload: Workload, _scale: Scale) -> Report:
     """Publish a workload and drain it, beside bare programs that do the same work."""
     figures: dict[str, list[float]] = {}
     violations = 0
@@ -147,7 +147,7 @@ _CONSUMERS: Final[Mapping[str, Callable[[QueueClient, str, Tally], Awaitable[flo
 }
 
 
-async def latency(url: str, workload: Workload, scale: Scale) -> Report:
+async def _latency(url: str, workload: Workload, scale: Scale) -> Report:
     """Time from when a message was due to be sent to the start of its handler, at a fixed offered rate."""
     body = b"x" * workload.size
     arrivals = Arrivals(int(scale.rate * scale.duration))
@@ -164,7 +164,7 @@ async def latency(url: str, workload: Workload, scale: Scale) -> Report:
     return _report("latency", _latency_rows(f"at {scale.rate:g} msg/s", arrivals.latencies), 0)
 
 
-async def depth(url: str, workload: Workload, scale: Scale) -> Report:
+async def _depth(url: str, workload: Workload, scale: Scale) -> Report:
     """Cost per message of a shallow queue and of a deep one."""
     rates = {}
     violations = 0
@@ -200,7 +200,7 @@ async def depth(url: str, workload: Workload, scale: Scale) -> Report:
     return _report("depth", rows, violations)
 
 
-async def idle(url: str, workload: Workload, scale: Scale) -> Report:
+async def _idle(url: str, workload: Workload, scale: Scale) -> Report:
     """Throughput of busy sessions alone, and beside idle sessions that all hold their lock."""
     rates: dict[bool, list[float]] = {False: [], True: []}
     violations = 0
@@ -236,7 +236,7 @@ async def idle(url: str, workload: Workload, scale: Scale) -> Report:
     return _report("idle", rows, violations)
 
 
-async def hot(url: str, workload: Workload, scale: Scale) -> Report:
+async def _hot(url: str, workload: Workload, scale: Scale) -> Report:
     """Latency of cold sessions, without and beside one hot session."""
     body = b"x" * workload.size
     measured: dict[bool, Arrivals] = {}
@@ -283,11 +283,11 @@ def _report(scenario: str, rows: list[Row], violations: int) -> Report:
 
 
 SCENARIOS: Final[Mapping[str, Callable[[str, Workload, Scale], Awaitable[Report]]]] = {
-    "throughput": throughput,
-    "latency": latency,
-    "depth": depth,
-    "idle": idle,
-    "hot": hot,
+    "throughput": _throughput,
+    "latency": _latency,
+    "depth": _depth,
+    "idle": _idle,
+    "hot": _hot,
 }
 """Every scenario by its name."""
 
