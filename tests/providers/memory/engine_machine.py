@@ -13,7 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from queue_runtime.abc import Lease, ReceiverOptions
 from queue_runtime.errors import LockLost, QueueFull, SessionLocked
@@ -215,6 +221,9 @@ class Model:
             self.expire(record)
 
 
+RARELY = st.integers(0, 5).map(lambda number: number == 5)
+
+
 def messages() -> st.SearchStrategy[dict[str, Any]]:
     rarely = st.integers(0, 3).map(lambda n: n == 0)
     return st.fixed_dictionaries(
@@ -310,6 +319,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     # Sending
 
+    @rule(batch=st.lists(messages(), min_size=2, max_size=8))
+    def send_more(self, batch: list[dict[str, Any]]) -> None:
+        """As for :meth:`claim_first`."""
+        self.send(batch)
+
     @rule(batch=st.lists(messages(), min_size=1, max_size=6))
     def send(self, batch: list[dict[str, Any]]) -> None:
         now, model = self.advance(), self.model
@@ -342,6 +356,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert result.sequence_number == record.sequence
         self.done()
 
+    @precondition(lambda self: self.model.all("scheduled"))
     @rule(numbers=st.lists(st.integers(0, 40), max_size=4))
     def cancel_scheduled(self, numbers: list[int]) -> None:
         now, model = self.advance(), self.model
@@ -357,6 +372,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.done()
 
     # Receiving
+
+    @rule(which=st.sampled_from([0, 0, 1, 2]), most=st.sampled_from([1, 2, 5, 20]))
+    def claim_first(self, which: int, most: int) -> None:
+        """Twice among the rules, as most of them need something claimed."""
+        self.claim(which, most)
 
     @rule(which=st.integers(0, 2), most=st.sampled_from([1, 2, 5, 20]))
     def claim(self, which: int, most: int) -> None:
@@ -424,10 +444,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.leases.append(lease)
         return lease
 
+    @precondition(lambda self: self.last_claim is not None)
     @rule()
     def unclaim(self) -> None:
-        if self.last_claim is None:
-            return
+        assert self.last_claim is not None
         now, model = self.advance(), self.model
         holder, grants = self.last_claim
         self.last_claim = None
@@ -466,30 +486,32 @@ class EngineMachine(RuleBasedStateMachine):
                 self.granted(holder, grant, now)
         self.done()
 
-    @rule(data=st.data(), which=st.sampled_from([None, 0, 1, 2]))
-    def settle(self, data: st.DataObject, which: int | None) -> None:
-        if not self.deliveries:
-            return
-        now, model = self.advance(), self.model
-        recent = self.deliveries[-12:]
-        chosen = data.draw(st.lists(st.sampled_from(recent), min_size=1, max_size=6))
+    def in_flight(self) -> list[Delivery]:
+        receipts = {r.receipt for r in self.model.all("flight") if r.token in self.model.locks}
+        return [delivery for delivery in self.deliveries if delivery.receipt in receipts]
+
+    @precondition(lambda self: self.in_flight())
+    @rule(data=st.data(), action=st.sampled_from(SettlementAction), halt=st.booleans())
+    def settle(self, data: st.DataObject, action: SettlementAction, halt: bool) -> None:
+        """As a good receiver does: what is in flight, by its holder."""
+        chosen = data.draw(st.lists(st.sampled_from(self.in_flight()), min_size=1, max_size=4))
+        delay = data.draw(st.sampled_from([0.0, 2.0, 6.0]))
+        holder = self.model.locks[chosen[0].lease.token].holder
+        self.settle_all(
+            holder, [Settlement(d, action, delay=delay, reason="Word", halt=halt) for d in chosen]
+        )
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), which=st.integers(0, 2))
+    def settle_anything(self, data: st.DataObject, which: int) -> None:
+        """Old and foreign receipts."""
+        known = st.sampled_from(self.deliveries[-12:])
         actions = st.sampled_from(SettlementAction)
-        settlements = [
-            Settlement(
-                delivery,
-                data.draw(actions),
-                delay=data.draw(st.sampled_from([0.0, 0.0, 2.0, 6.0])),
-                reason="Word",
-                halt=data.draw(st.booleans()),
-            )
-            for delivery in chosen
-        ]
-        # Mostly by him who holds the first one's lock, so that most settlements are good.
-        lock = model.locks.get(chosen[0].lease.token)
-        if which is not None:
-            holder = self.holders[which]
-        else:
-            holder = self.holders[0] if lock is None else lock.holder
+        chosen = data.draw(st.lists(st.builds(Settlement, known, actions), min_size=1, max_size=4))
+        self.settle_all(self.holders[which], chosen)
+
+    def settle_all(self, holder: str, settlements: list[Settlement]) -> None:
+        now = self.advance()
         expected = [self.settle_one(holder, settlement) for settlement in settlements]
         assert self.engine.settle(QUEUE, holder, settlements, now) == expected
         self.done()
@@ -518,10 +540,9 @@ class EngineMachine(RuleBasedStateMachine):
             del model.locks[lock.token]
         return None
 
+    @precondition(lambda self: self.leases)
     @rule(data=st.data(), which=st.integers(0, 2))
     def renew(self, data: st.DataObject, which: int) -> None:
-        if not self.leases:
-            return
         now, model, holder = self.advance(), self.model, self.holders[which]
         leases = data.draw(st.lists(st.sampled_from(self.leases[-8:]), min_size=1, max_size=3))
         expected = []
@@ -535,10 +556,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.renew(QUEUE, holder, leases, now) == expected
         self.done()
 
+    @precondition(lambda self: self.leases)
     @rule(data=st.data(), which=st.integers(0, 2))
     def release(self, data: st.DataObject, which: int) -> None:
-        if not self.leases:
-            return
         now, model, holder = self.advance(), self.model, self.holders[which]
         leases = data.draw(st.lists(st.sampled_from(self.leases[-8:]), min_size=1, max_size=3))
         for lease in leases:
@@ -570,8 +590,10 @@ class EngineMachine(RuleBasedStateMachine):
                 model.states[lease.session_id] = state
         self.done()
 
-    @rule(which=st.integers(0, 2))
-    def reopen_holder(self, which: int) -> None:
+    @rule(which=st.integers(0, 2), rarely=RARELY)
+    def reopen_holder(self, which: int, rarely: bool) -> None:
+        if not rarely:
+            return
         now, model, holder = self.advance(), self.model, self.holders[which]
         for token in [k.token for k in model.locks.values() if k.holder == holder]:
             model.release(token)
@@ -585,8 +607,10 @@ class EngineMachine(RuleBasedStateMachine):
 
     # Operating
 
-    @rule()
-    def purge(self) -> None:
+    @rule(rarely=RARELY)
+    def purge(self, rarely: bool) -> None:
+        if not rarely:
+            return
         now, model = self.advance(), self.model
         purged = model.all("ready", "delayed", "scheduled")
         for record in purged:
@@ -594,6 +618,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.purge(QUEUE, now) == len(purged)
         self.done()
 
+    @precondition(lambda self: self.model.all("dead"))
     @rule(data=st.data(), redrive=st.booleans(), everything=st.booleans())
     def dead_letters(self, data: st.DataObject, redrive: bool, everything: bool) -> None:
         now, model = self.advance(), self.model

@@ -267,7 +267,7 @@ class HeapQueue:
         self.index: list[Entry] = []  # everything by sequence number, with leftovers
         self._oldest = 0  # no entry of the index before this position waits
         self._dead_order: list[int] | None = None
-        self._timers: list[tuple[float, int, int, Any]] = []
+        self.timers: list[tuple[float, int, int, Any]] = []
         self._timer = 0
         self._timer_limit = _SLACK
         self._stamp = 0
@@ -526,7 +526,7 @@ class HeapQueue:
         return options.default_time_to_live if ttl is None else ttl
 
     def _set_timer(self, when: float, kind: int, target: Entry | Lock) -> int:
-        timers = self._timers
+        timers = self.timers
         if len(timers) >= self._timer_limit:
             timers[:] = [timer for timer in timers if self._matters(timer)]
             heapify(timers)
@@ -551,14 +551,14 @@ class HeapQueue:
 
     def next_timer(self) -> float | None:
         """When something may be due next."""
-        timers = self._timers
+        timers = self.timers
         while timers and not self._matters(timers[0]):
             heappop(timers)
         return timers[0][0] if timers else None
 
     def advance(self, now: float, options: QueueOptions) -> None:
         """Move everything due, in the order of its times."""
-        timers = self._timers
+        timers = self.timers
         while timers and timers[0][0] <= now:
             timer = heappop(timers)
             if not self._matters(timer):
