@@ -1,0 +1,139 @@
+"""Tables made from the code, so that they cannot differ from it; and signatures without what is nobody's business.
+
+``options-table module.Class``
+    The fields of an attrs class with their defaults and what its docstring says about them.
+``environment-table``
+    Every environment variable that is read.
+``presets-table``
+    What each preset sets.
+"""
+
+import enum
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+_ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say about each of the fields, in one line."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        arguments = (inspect.getdoc(base) or "").partition("Args:\n")[2]
+        for name, text in _ARGUMENT.findall(arguments):
+            found[name] = _ROLE.sub(r"``\1``", " ".join(text.split()))
+    return found
+
+
+def default(field: "attrs.Attribute[Any]") -> str:
+    value = field.default
+    if value is attrs.NOTHING:
+        return "required"
+    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]  # a class at run time
+        value = value.factory()
+        if value == {}:
+            return "empty"
+        if attrs.has(type(value)):
+            return "see below"
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, bool) or value is None:
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:.4g}`"
+    return f"`{value}`"
+
+
+class Table(SphinxDirective):
+    """A directive whose content is a table that :meth:`rows` makes; cells are Markdown."""
+
+    headings: Sequence[str]
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows()]
+        text = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        return self.parse_text_to_nodes(text)
+
+
+class OptionsTable(Table):
+    required_arguments = 1
+    headings = ("name", "default", "meaning")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        module, _, name = self.arguments[0].rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        texts = meanings(cls)
+        for field in attrs.fields(cls):
+            if field.name in texts and not field.metadata:
+                yield f"`{field.name}`", default(field), texts[field.name]
+
+
+class EnvironmentTable(Table):
+    headings = ("variable", "sets", "meaning")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        from queue_runtime.config import ENVIRONMENT
+
+        for variable in ENVIRONMENT:
+            names = f"`{variable.name}`"
+            if variable.secret:
+                names += f", `{variable.name}_FILE`"
+            yield names, ", ".join(f"`{path}`" for path in variable.paths), variable.meaning
+
+
+class PresetsTable(Table):
+    headings = ("preset", "sets")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        from queue_runtime.config import PRESETS
+
+        for name, settings in PRESETS.items():
+            leaves = [f"`{path} = {value}`" for path, value in self.leaves(settings, "")]
+            yield f"`{name}`", ", ".join(leaves)
+
+    def leaves(self, settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                yield from self.leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+
+def hide_constructors(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    return_annotation: str | None,
+) -> tuple[str, None] | None:
+    """No signature for what users do not make themselves, and for classes with their arguments listed anyway."""
+    if what in ("class", "exception") and (
+        attrs.has(obj) or re.search(r"[Nn]o public constructor|Made by", obj.__doc__ or "")
+    ):
+        return "", None
+    return None
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_directive("options-table", OptionsTable)
+    app.add_directive("environment-table", EnvironmentTable)
+    app.add_directive("presets-table", PresetsTable)
+    app.connect("autodoc-process-signature", hide_constructors)
+    return {"version": "1", "parallel_read_safe": True}
