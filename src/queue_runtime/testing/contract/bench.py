@@ -161,7 +161,13 @@ class Bench:
         queue: A queue nobody used before.
     """
 
-    def __init__(self, environment: ContractEnvironment, provider: Provider) -> None:
+    def __init__(
+        self,
+        environment: ContractEnvironment,
+        provider: Provider,
+        open_provider: Callable[[], Awaitable[Provider]],
+    ) -> None:
+        self._open_provider = open_provider
         self.environment = environment
         self.provider = provider
         self.queue: QueueName = environment.queue_name()
@@ -194,7 +200,7 @@ class Bench:
 
     async def connect(self) -> Provider:
         """One more connection."""
-        return await self.keep(self.environment.open_provider())
+        return await self.keep(self._open_provider())
 
     async def sender(
         self, provider: Provider | None = None, queue: QueueName | None = None

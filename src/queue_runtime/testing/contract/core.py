@@ -63,6 +63,8 @@ class ContractEnvironment:
         load_consumers: Concurrent consumers of the load cases.
         child_url: A URL under which a child process can open the same broker with the same options; ``None``:
             there cannot be any, and the cases that need one are skipped.
+        open_unhurried: Opens a connection as ``open_provider`` does, but with locks that outlast any case. Cases
+            in which no lock has to expire use it, so that a busy machine does not upset them.
         open_undeclared: Opens a connection that does not create queues.
         open_bounded: Opens a connection whose queues hold at most the given number of messages.
         without_dead_letters: While the context lasts, the queue's dead-letter queue is out of order.
@@ -83,6 +85,7 @@ class ContractEnvironment:
     load_messages: int = 5_000
     load_consumers: int = 50
     child_url: str | None = None
+    open_unhurried: _OpenProvider | None = None
     open_undeclared: _OpenProvider | None = None
     open_bounded: Callable[[int], Awaitable[Provider]] | None = None
     without_dead_letters: Callable[[QueueName], AbstractAsyncContextManager[object]] | None = None
@@ -99,7 +102,7 @@ class Case:
         description: What is promised, one line.
         requires: Fields of ``Capabilities`` that must be declared; otherwise the case is skipped.
         lacks: Field that must not be declared: the case proves that using it raises ``Unsupported``.
-        waits: It mostly waits, so many such cases may run at the same time.
+        waits: It mostly waits, such as for a lock to expire, so many such cases may run at the same time.
         child: It needs other processes.
     """
 

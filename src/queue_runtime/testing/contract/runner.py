@@ -55,8 +55,11 @@ async def run_case(case: Case, environment: ContractEnvironment) -> None:
 
 
 async def _run(case: Case, environment: ContractEnvironment) -> None:
-    provider = await environment.open_provider()
-    bench = Bench(environment, provider)
+    open_provider = environment.open_provider
+    if environment.open_unhurried is not None and not case.waits:
+        open_provider = environment.open_unhurried
+    provider = await open_provider()
+    bench = Bench(environment, provider, open_provider)
     try:
         reason = case.reason_to_skip(provider.capabilities, environment)
         if reason is not None:
