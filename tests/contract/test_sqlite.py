@@ -39,8 +39,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> ContractEnvironment
     return ContractEnvironment(
         open_provider=connect,
         open_unhurried=lambda: connect(lock_duration=60.0),
-        open_undeclared=lambda: connect(declare=False),
-        open_bounded=lambda size: connect(max_queue_size=size),
+        open_undeclared=lambda: connect(declare=False, lock_duration=60.0),
+        open_bounded=lambda size: connect(max_queue_size=size, lock_duration=60.0),
         child_url=f"sqlite:///{path}?lock_duration={LOCK}&max_delivery_count={DELIVERIES}",
         exact=True,
         deduplication_window=WINDOW,

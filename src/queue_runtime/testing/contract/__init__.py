@@ -1,15 +1,17 @@
 """What every provider has to do, as cases that anybody can run against a provider.
 
-With pytest (and pytest-trio, or any other way to run async tests on trio)::
+With pytest::
 
     from queue_runtime.testing import contract_cases, run_case
 
 
     @pytest.mark.parametrize("case", contract_cases(), ids=str)
-    async def test_contract(case):
-        await run_case(case, environment)
+    def test_contract(case):
+        trio.run(run_case, case, environment)
 
 where ``environment`` is a :class:`ContractEnvironment`: how to open a connection, and what the broker is like.
+Under pytest-trio the test may be an async function that awaits ``run_case(case, environment)``; its skips are
+shown without their reasons then.
 Without pytest: :func:`run_contract`, or ``python -m queue_runtime.testing.contract URL``.
 
 The suite is two-sided. What a provider declares in its ``Capabilities`` is proven; what it does not declare must
