@@ -190,8 +190,9 @@ class SessionActor:
             # Else a handler would still run to its first checkpoint, and its message count as tried.
             await trio.lowlevel.checkpoint_if_cancelled()
             with self._scope:
-                reason = await self._serve()
+                stopped = await self._serve()
                 await self._wait_pending(0)
+                reason = stopped  # not before: cancelled while it waits, the lease must outlive the settlements
             if self._scope.cancelled_caught:
                 reason = CloseReason.LOCK_LOST
                 lease.lose(
