@@ -308,7 +308,9 @@ class Provider(ABC):
         """The dead-letter queue of ``queue``. Raises as :meth:`open_sender`."""
         raise Unsupported("dead_letters", self.name)
 
-    async def peek(self, queue: QueueName, max_messages: int, after: int = 0) -> list[PeekedMessage]:
+    async def peek(
+        self, queue: QueueName, max_messages: int, after: int = 0
+    ) -> list[PeekedMessage]:
         """Stored messages in sequence order with a sequence number above ``after``; nothing changes."""
         raise Unsupported("peek", self.name)
 

@@ -487,7 +487,8 @@ class Settlement:
     """The decision about one delivery, as the provider gets it.
 
     Args:
-        delivery: The delivery it is about.
+        delivery: The delivery it is about. Its ``delivery_count`` may have grown by tries that the broker did
+            not see; a broker that can goes on counting from there.
         action: What to do.
         delay: Seconds before redelivery (``ABANDON`` only). The whole session waits with it.
         reason: Why it is dead-lettered; short and stable.

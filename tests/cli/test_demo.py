@@ -106,10 +106,10 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path: Path) -> None:
             assert process.stdout is not None
             pids = [int(process.stdout.readline().split("process ")[1].rstrip(")\n")) for _ in "12"]
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert list(tmp_path.iterdir()) == []
     deadline = time.monotonic() + 5
     while any(alive(pid) for pid in pids):

@@ -96,6 +96,9 @@ def report(error: BaseException, *, as_json: bool) -> int:
     Raises:
         BaseException: ``error`` itself, if it is none that a user can cause: a bug needs its traceback.
     """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        click.echo(error.format_message(), err=True)
+        return 2
     if isinstance(error, BaseExceptionGroup):
         leaves = list(_leaves(error))
         if all(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):

@@ -612,7 +612,8 @@ while True:
         lease = SimpleNamespace(session_id=grant.session_id, token=grant.token)
         for claimed in grant.messages:
             delivery = SimpleNamespace(
-                message_id=claimed[1], receipt=claimed[2], sequence_number=claimed[5], lease=lease
+                message_id=claimed[1], receipt=claimed[2], sequence_number=claimed[5],
+                lease=lease, delivery_count=claimed[3],
             )
             action = SettlementAction.COMPLETE if dice.random() < 0.8 else SettlementAction.DEAD_LETTER
             settlements.append(Settlement(delivery, action))

@@ -323,6 +323,7 @@ class HeapEngine:
             return
         del lock.in_flight[entry.sequence]
         q.in_flight -= 1
+        entry.count = max(entry.count, settlement.delivery.delivery_count)
         if settlement.action is SettlementAction.ABANDON:
             q.fail(entry, now, self.options, settlement.delay)
         else:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
 from queue_runtime.abc import Lease, ReceiverOptions
+from queue_runtime.errors import QueueNotFound
 from queue_runtime.messages import (
     Message,
     MessageId,
@@ -150,6 +151,11 @@ class SqliteEngine:
         self._path = str(path)
         self._log = Path(f"{path}-wal").absolute()  # as the current directory may change
         self._busy_timeout = busy_timeout
+        if not options.declare and not Path(self._path).exists():
+            raise QueueNotFound(
+                f"{self._path} does not exist and declare is false: check the path, "
+                "or open with declare=true to create it"
+            )
         self._db = open_database(self._path, synchronous, busy_timeout)
         self._queues: dict[QueueName, _Queue] = {}
 

@@ -312,6 +312,7 @@ def _settle(
     if lane.name is None:
         work.ended.append((holder, lease.token))
     action = settlement.action
+    deliveries = max(deliveries, delivery.delivery_count)
     if action is SettlementAction.COMPLETE:
         completed.append((message,))
         work.count(lane, -1)
