@@ -187,6 +187,29 @@ def test_redriven_one_by_one_in_any_order_they_stand_in_theirs(session: str | No
     assert sequences(bench.claim(100)) == [*numbers, 41, 42, 43]
 
 
+def test_a_place_is_not_looked_for_behind_what_is_in_flight() -> None:
+    bench = Bench()
+    bench.send("s", 8)
+    bench.settle(bench.claim(6), DEAD_LETTER)
+    for number in (5, 1):
+        bench.engine.redrive(QUEUE, [number], NOW)
+    assert sequences(bench.claim(1)) == [1]
+    bench.engine.redrive(QUEUE, [6], NOW)
+    assert sequences(bench.claim(9)) == [5, 6, 7, 8]
+
+
+def test_what_was_delivered_behind_another_can_return_and_expire() -> None:
+    bench = Bench()
+    bench.send("s")
+    bench.send("s", time_to_live=20.0)
+    bench.send("s")
+    first, second = bench.claim(2)
+    bench.settle([second], RELEASE)
+    bench.settle([first], COMPLETE, NOW + 21)
+    assert sequences(bench.claim(9, NOW + 21)) == [3]
+    assert bench.engine.stats(QUEUE, NOW + 21).dead_lettered == 1
+
+
 def test_sessions_are_forgotten_when_nothing_is_left_of_them() -> None:
     bench = Bench()
     bench.send("s")

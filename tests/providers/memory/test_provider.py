@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -770,20 +771,18 @@ class TestBlocking:
                     gate.open()
             assert await other.accept(SessionId("s"), 0) is not None
 
-    async def test_what_is_sent_during_a_look_is_not_missed(self) -> None:
-        async with self.provider() as (provider, engine):
-            source, sender = await receiver(provider), await provider.open_sender(QUEUE)
-            gate = Gate(
-                engine, "take_signals"
-            )  # the claim has looked, its answer is still under way
-            async with background() as start:
-                start("receive", lambda: source.receive(1, 5))
-                await gate.reached()
-                start("send", lambda: sender.send([Message(b"")]))
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                gate.open()
-                await start.have_ended(2)
-                assert len(start.ended["receive"][1]) == 1
+    async def test_what_is_signalled_during_a_look_is_not_missed(self) -> None:
+        async with self.provider() as (provider, engine), background() as start:
+            source = await receiver(provider)
+            await send(provider)
+            gate = Gate(engine, "take_signals")  # the claim found nothing, which nobody knows yet
+            start("receive", lambda: source.receive(1, math.inf))
+            await gate.reached()
+            engine.inner.send(QUEUE, [Message(b"")], time.time())
+            provider._connection.hub(QUEUE).apply(Signals(True, (), (), None))  # wakes nobody
+            gate.open()
+            await start.have_ended(1)
+            assert len(start.ended["receive"][1]) == 1
 
     async def test_others_changes_are_polled_for_by_one_of_those_who_wait(self) -> None:
         async with self.provider() as (provider, engine), background() as start:
