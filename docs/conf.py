@@ -23,7 +23,6 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 language = "en"
-nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -34,6 +33,7 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Measurements", "params_style"), ("Metadata", "params_style")]
 
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True

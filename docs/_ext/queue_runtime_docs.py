@@ -115,13 +115,7 @@ class PresetsTable(Table):
 
 
 def hide_constructors(
-    app: Sphinx,
-    what: str,
-    name: str,
-    obj: Any,
-    options: Any,
-    signature: str | None,
-    return_annotation: str | None,
+    _app: Sphinx, what: str, _name: str, obj: Any, *_rest: Any
 ) -> tuple[str, None] | None:
     """No signature for what users do not make themselves, and for classes with their arguments listed anyway."""
     if what in ("class", "exception") and (
