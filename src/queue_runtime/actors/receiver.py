@@ -94,7 +94,7 @@ class ReceiverActor:
             with self._scope:
                 self._observed_at = trio.current_time()
                 async with trio.open_nursery() as nursery:
-                    while self._fatal is None:
+                    while not self._scope.cancel_called:
                         count = await self._wait_for_demand()
                         self._calls += 1
                         if not self._several:
