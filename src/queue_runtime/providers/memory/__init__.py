@@ -1,7 +1,7 @@
 """The embedded broker: in the process (``memory://``) or in a file (``sqlite://``), one set of semantics.
 
 * ``engine``: the calls, values and rules that both stores share;
-* ``heap_engine``, ``heap_queue``: the store in memory, the reference of the semantics;
+* ``heap_engine``, ``heap_queue``, ``heap_lane``: the store in memory, the reference of the semantics;
 * ``sqlite_engine`` with its ``sqlite_…`` modules: the store in a file;
 * ``connection``, ``waiting``: how trio's tasks call an engine, and wait for work;
 * ``provider``, ``receiver``: the ports;

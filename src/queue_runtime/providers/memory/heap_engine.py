@@ -25,18 +25,18 @@ from queue_runtime.messages import (
 
 from .engine import FAIR_CHUNK, ClaimedMessage, Grant, QueueOptions, Refusal, Signals
 from .errors import lock_lost, queue_full, queue_not_found, session_locked
-from .heap_queue import (
+from .heap_lane import (
     DEAD,
     DELAYED,
     IN_FLIGHT,
     READY,
     SCHEDULED,
     Entry,
-    HeapQueue,
     Holder,
     Lane,
     Lock,
 )
+from .heap_queue import HeapQueue
 
 __all__ = ["HeapEngine", "HeapStore"]
 

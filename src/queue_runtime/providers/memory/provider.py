@@ -24,7 +24,14 @@ from .connection import Clock, Connection, Hubs
 from .engine import Engine
 from .receiver import EngineReceiver
 
-__all__ = ["EngineProvider", "MemoryProvider", "SqliteProvider"]
+__all__ = [
+    "MAX_BATCH",
+    "EngineDeadLetters",
+    "EngineProvider",
+    "EngineSender",
+    "MemoryProvider",
+    "SqliteProvider",
+]
 
 MAX_BATCH: Final = 1_000
 """Most messages in one call: a bigger one would hold up everybody else for milliseconds."""
