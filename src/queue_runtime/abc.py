@@ -31,7 +31,6 @@ from .messages import (
     Capabilities,
     Delivery,
     Message,
-    MessageId,
     PeekedMessage,
     QueueName,
     QueueStats,

@@ -203,7 +203,9 @@ class QueueClient:
     async def stream(
         self, queue: str, *, max_messages: int = 16
     ) -> AsyncIterator[AsyncIterator[Delivery]]:
-        """An endless iterator of deliveries, closed by leaving the block::
+        """An endless iterator of deliveries, closed by leaving the block.
+
+        ::
 
             async with client.stream("orders") as deliveries:
                 async for delivery in deliveries:
