@@ -37,14 +37,14 @@ from .heap_lane import (
     IN_FLIGHT,
     READY,
     SCHEDULED,
+    Entry,
     Holder,
     Lane,
+    Lock,
     Ring,
 )
-from .heap_lane import Entry as Entry
-from .heap_lane import Lock as Lock
 
-__all__ = ["Entry", "HeapQueue", "Lock"]
+__all__ = ["HeapQueue"]
 
 # Kinds of timers.
 _LOCK_EXPIRES: Final = 0
