@@ -1,7 +1,7 @@
 """The order in which a supervisor shuts down. All of it is here.
 
-1. Stop the intake, so that nothing new arrives.
-2. Let every session finish the message it is handling and give the rest back.
+1. Let every session finish the message it is handling and give the rest back.
+2. Stop the intake; what it still brings goes back untried.
 3. At the deadline, cancel the handlers; what they were handling is abandoned.
 4. Flush the settlements: what was handled must not be handled again.
 5. Flush the leases given back, stop the other actors, whose calls would find the receiver closed, and close
@@ -58,8 +58,8 @@ class Drain:
         """
         clean = False
         try:
-            await self.intake.stop()
             self.dispatcher.drain()
+            await self.intake.stop()
             with grace:
                 await self.dispatcher.wait_empty()
             clean = not grace.cancelled_caught
