@@ -33,6 +33,7 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Measurements", "params_style"), ("Metadata", "params_style")]
 
 copybutton_prompt_text = "$ "

@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-WIDTH = 92
+WIDTH = 86
 """Columns that fit the page."""
 
 

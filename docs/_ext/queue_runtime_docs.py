@@ -12,6 +12,7 @@ import enum
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def default(field: "attrs.Attribute[Any]") -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:.4g}`"
-    return f"`{value}`"
+    return f"`{value}`" if value != "" else "empty"
 
 
 class Table(SphinxDirective):
@@ -67,7 +68,11 @@ class Table(SphinxDirective):
         text = "\n".join(
             "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
         )
-        return self.parse_text_to_nodes(text)
+        made = self.parse_text_to_nodes(text)
+        for node in made:
+            if isinstance(node, nodes.table):
+                node["classes"].append(self.name)
+        return made
 
 
 class OptionsTable(Table):
@@ -84,16 +89,15 @@ class OptionsTable(Table):
 
 
 class EnvironmentTable(Table):
-    headings = ("variable", "sets", "meaning")
+    headings = ("variable", "meaning, and what it sets")
 
     def rows(self) -> Iterator[Sequence[str]]:
         from queue_runtime.config import ENVIRONMENT
 
         for variable in ENVIRONMENT:
-            names = f"`{variable.name}`"
-            if variable.secret:
-                names += f", `{variable.name}_FILE`"
-            yield names, ", ".join(f"`{path}`" for path in variable.paths), variable.meaning
+            paths = ", ".join(f"`{path}`" for path in variable.paths)
+            twin = f" (also `{variable.name}_FILE`)" if variable.secret else ""
+            yield f"`{variable.name}`", f"{variable.meaning}{twin}: {paths}"
 
 
 class PresetsTable(Table):
@@ -119,13 +123,34 @@ def hide_constructors(
 ) -> tuple[str, None] | None:
     """No signature for what users do not make themselves, and for classes with their arguments listed anyway."""
     if what in ("class", "exception") and (
-        attrs.has(obj) or re.search(r"[Nn]o public constructor|Made by", obj.__doc__ or "")
+        attrs.has(obj)
+        or issubclass(obj, enum.Enum)
+        or re.search(r"[Nn]o public constructor|Made by", obj.__doc__ or "")
     ):
         return "", None
     return None
 
 
+def restore_modules() -> None:
+    """Undo that public names claim to live in the package itself: autodoc reads order and comments from the source."""
+    homes: dict[int, tuple[Any, str]] = {}
+    modules = sorted(
+        (name for name in sys.modules if name.startswith("queue_runtime.")),
+        key=lambda name: name.count("."),
+    )
+    for name in modules:  # the deepest module that lists an object is the one that defines it
+        for public in getattr(sys.modules[name], "__all__", ()):
+            value = getattr(sys.modules[name], public)
+            if getattr(value, "__module__", None) == "queue_runtime":
+                homes.setdefault(id(value), (value, ""))
+            if id(value) in homes:
+                homes[id(value)] = (value, name)
+    for value, name in homes.values():
+        value.__module__ = name
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
+    restore_modules()
     app.add_directive("options-table", OptionsTable)
     app.add_directive("environment-table", EnvironmentTable)
     app.add_directive("presets-table", PresetsTable)
