@@ -162,9 +162,7 @@ async def test_an_idle_session_is_closed_after_its_time_and_its_lock_given_back(
 
 async def test_an_idle_time_of_zero_closes_at_once(lab: Any) -> None:
     await lab.send("a:1", "b:1")
-    async with lab.supervise(
-        lab.handler(lambda *_: trio.sleep(10)), idle_timeout=0.0
-    ) as actors:
+    async with lab.supervise(lab.handler(lambda *_: trio.sleep(10)), idle_timeout=0.0) as actors:
         await actors.wait_empty()
         await trio.sleep(0.01)
         assert actors.statistics().active_sessions == 0

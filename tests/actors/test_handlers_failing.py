@@ -273,7 +273,9 @@ async def test_an_error_while_the_handler_is_cancelled_is_not_taken_for_a_failur
             raise ValueError("cleaning up failed")
 
     await lab.send("a:1")
-    async with lab.supervise(lab.handler(lambda *_: work()), retry=RetryPolicy.fixed(1.0)) as actors:
+    async with lab.supervise(
+        lab.handler(lambda *_: work()), retry=RetryPolicy.fixed(1.0)
+    ) as actors:
         await trio.sleep(1)
         await actors.drain(0)
     assert await lab.dead() == []

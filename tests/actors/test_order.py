@@ -186,9 +186,7 @@ async def test_pipelined_runs_ahead_by_no_more_than_it_may(lab: Any) -> None:
 
         lab.provider.on["settle"] = wait
         await lab.send(*(f"a:{n}" for n in range(20)))
-        async with lab.supervise(
-            lab.handler(), settlement=mode, max_unsettled_ahead=5
-        ) as actors:
+        async with lab.supervise(lab.handler(), settlement=mode, max_unsettled_ahead=5) as actors:
             await trio.sleep(1)
             assert len(lab.log) == started
             assert actors.statistics().completed == 0

@@ -247,9 +247,7 @@ async def test_several_receives_at_once_keep_order_and_caps(lab: Any) -> None:
 
     await lab.send(*(f"s{n % 7}:{n:03}" for n in range(700)))
     lab.provider.on["receive"] = slow
-    async with lab.supervise(
-        lab.handler(lambda *_: trio.sleep(0.01)), max_in_flight=100
-    ) as actors:
+    async with lab.supervise(lab.handler(lambda *_: trio.sleep(0.01)), max_in_flight=100) as actors:
         await actors.wait_empty()
     for session in range(7):
         mine = [text for text in lab.log if text.startswith(f"s{session}:")]
