@@ -8,6 +8,7 @@ import trio
 
 from queue_runtime import (
     CompositeKey,
+    Constant,
     Delivery,
     FirstOf,
     Message,
@@ -15,7 +16,6 @@ from queue_runtime import (
     open_client,
     open_supervisor,
 )
-from queue_runtime.session_keys import Constant
 
 # Which messages belong together: all events of one pull request or, for events of no pull request, all of
 # one repository. Messages that belong together are handled one at a time, in the order they were sent.

@@ -80,6 +80,7 @@ from .policies.breaker import BreakerConfig as BreakerConfig
 from .policies.breaker import BreakerState as BreakerState
 from .policies.breaker import BreakerStatistics as BreakerStatistics
 from .session_keys import CompositeKey as CompositeKey
+from .session_keys import Constant as Constant
 from .session_keys import FieldKey as FieldKey
 from .session_keys import FirstOf as FirstOf
 from .session_keys import NoKey as NoKey
@@ -103,6 +104,7 @@ __all__ = [
     "CompositeKey",
     "ConfigurationError",
     "ConnectionFailed",
+    "Constant",
     "DeadLetter",
     "DeadLetterClient",
     "DeadLetterInfo",

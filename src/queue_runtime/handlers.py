@@ -165,7 +165,8 @@ class Session:
 class SessionHandler:
     """Handles the messages of one session, one at a time, in order. One instance per active session.
 
-    Only ``handle`` is needed, and inheriting from this class is optional.
+    Only ``handle`` is needed, and inheriting from this class is optional. The instance stays the same when
+    ``handle`` fails and is tried again: what a failed try left in its attributes is still there.
     """
 
     async def opened(self, session: Session) -> None:

@@ -559,23 +559,23 @@ class Capabilities:
         settle_linger: Seconds worth waiting to fill a settlement batch (0: a call costs little).
     """
 
-    sessions: bool
-    session_state: bool
-    session_halt: bool
-    accept_by_name: bool
-    lock_renewal: bool
-    abandon_delay: bool
-    release_restores_count: bool
-    scheduling: bool
-    cancel_scheduled: bool
-    time_to_live: bool
-    deduplication: bool
-    peek: bool
-    purge: bool
-    stats: bool
-    dead_letters: bool
-    durable: bool
-    multi_process: bool
+    sessions: bool = False
+    session_state: bool = False
+    session_halt: bool = False
+    accept_by_name: bool = False
+    lock_renewal: bool = False
+    abandon_delay: bool = False
+    release_restores_count: bool = False
+    scheduling: bool = False
+    cancel_scheduled: bool = False
+    time_to_live: bool = False
+    deduplication: bool = False
+    peek: bool = False
+    purge: bool = False
+    stats: bool = False
+    dead_letters: bool = False
+    durable: bool = False
+    multi_process: bool = False
     max_message_bytes: int
     max_batch_messages: int
     max_batch_bytes: int | None = None

@@ -128,7 +128,7 @@ def _fields(letter: PeekedMessage, *, headers: bool) -> dict[str, Any]:
     epilog="""\b
 Examples:
   queue-runtime dlq list --url sqlite:///jobs.db --queue jobs
-  queue-runtime dlq list --url sqlite:///jobs.db --queue jobs --reason SerializationError --json
+  queue-runtime dlq list --url sqlite:///jobs.db --queue jobs --reason SerializationFailed --json
 """,
 )
 @shared_options

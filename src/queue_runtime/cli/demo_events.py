@@ -14,8 +14,15 @@ from zlib import crc32
 
 import attrs
 
-from queue_runtime import CompositeKey, FieldKey, FirstOf, Message, SessionId, ValidationError
-from queue_runtime.session_keys import Constant
+from queue_runtime import (
+    CompositeKey,
+    Constant,
+    FieldKey,
+    FirstOf,
+    Message,
+    SessionId,
+    ValidationError,
+)
 
 from .json_lines import MAX_LINE, BadLine
 from .output import Failure

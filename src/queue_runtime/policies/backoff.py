@@ -55,7 +55,8 @@ class RetryPolicy:
         max_delay: Longest delay in seconds, at least ``initial``. A broker's ``retry_after`` may exceed it.
         jitter: How the delay is spread.
         max_attempts: Tries in all, the first included; ``None``: no limit.
-        max_elapsed: Seconds from the first try after which no other begins; ``None``: no limit.
+        max_elapsed: Seconds from the first try of one delivery after which no other begins; it starts anew when
+            the message was parked and is delivered again. ``None``: no limit.
 
     Raises:
         ValidationError: A value is outside what is accepted.
