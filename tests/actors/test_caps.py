@@ -200,7 +200,7 @@ async def test_the_session_that_is_idle_longest_goes_first(lab: Any) -> None:
         assert sorted(actors.statistics().session_backlog) == ["a", "c"]
 
 
-async def test_ten_thousand_messages_of_a_thousand_sessions(lab: Any) -> None:
+async def test_many_more_sessions_than_places_all_get_their_turn(lab: Any) -> None:
     for start in range(0, 5000, 1000):
         await lab.send(*(f"s{n % 500}:{n:04}" for n in range(start, start + 1000)))
     async with lab.supervise(lab.handler(), max_sessions=50) as actors:

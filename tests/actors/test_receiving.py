@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import attrs
@@ -57,7 +58,7 @@ async def test_a_broker_that_names_its_delay_is_given_it(lab: Any, attempts: int
         await trio.sleep(30)
         assert actors.statistics().healthy
         await actors.wait_empty()
-    assert all(b - a >= 60 for a, b in zip(moments[:attempts], moments[1:], strict=False))
+    assert all(b - a >= 60 for a, b in itertools.pairwise(moments[: attempts + 1]))
 
 
 @pytest.mark.parametrize("receives", [1, 4])
@@ -240,8 +241,7 @@ async def test_several_receives_at_once_keep_order_and_caps(lab: Any) -> None:
         under_way += 1
         most = max(most, under_way)
         try:
-            batch = await proceed(*args)
-            return batch
+            return await proceed(*args)
         finally:
             under_way -= 1
 

@@ -8,7 +8,13 @@ import pytest
 import trio
 
 from queue_runtime.config import SettlementMode
-from queue_runtime.errors import ConnectionFailed, PermissionDenied, ProviderError, Throttled
+from queue_runtime.errors import (
+    ConnectionFailed,
+    LockLost,
+    PermissionDenied,
+    ProviderError,
+    Throttled,
+)
 from queue_runtime.handlers import CloseReason, DeadLetter, Retry
 from queue_runtime.messages import SettlementAction
 from queue_runtime.policies.backoff import RetryPolicy
@@ -290,3 +296,34 @@ async def test_a_message_parked_for_long_counts_its_policy_from_its_deliveries(l
         await actors.wait_empty()
     assert lab.log == ["a:1", "a:1 2", "a:1 3"]
     assert len(await lab.dead()) == 1
+
+
+@MODES
+async def test_in_one_batch_only_what_is_still_held_is_sent(lab: Any, mode: SettlementMode) -> None:
+    """A settlement under a lock that was lost while it waited for its call is refused here."""
+    leases: dict[Any, Any] = {}
+    sent: list[Any] = []
+    release = trio.Event()
+
+    async def note(proceed: Any, *args: Any) -> Any:
+        batch = await proceed(*args)
+        leases.update((delivery.session_id, delivery.lease) for delivery in batch)
+        return batch
+
+    async def wait(proceed: Any, batch: Any) -> Any:
+        sent.append([settlement.delivery.session_id for settlement in batch])
+        await release.wait()
+        return await proceed(batch)
+
+    lab.provider.on = {"receive": note, "settle": wait}
+    await lab.send("first:1")
+    async with lab.supervise(lab.handler(), settlement=mode, idle_timeout=100.0) as actors:
+        await trio.sleep(1)
+        await lab.send("lost:1", "held:1")
+        await trio.sleep(1)
+        leases["lost"].lose(LockLost("taken away"))
+        release.set()
+        await trio.sleep(1)
+        assert sent[:2] == [["first"], ["held"]]
+        stats = actors.statistics()
+        assert (stats.completed, stats.locks_lost) == (2, 1)
