@@ -89,7 +89,7 @@ def test_handlers(name: str) -> None:
         ("a_bot:xyz", "there is: Good, "),
         ("a_bot:NoHandle", "NoHandle is not a handler"),
         ("a_bot:SyncHandle", "async def"),
-        ("a_bot:NeedsArguments", "needs arguments (client, password)"),
+        ("a_bot:NeedsArguments", "cannot be called without arguments"),
         ("a_bot:TooFew", "its parameters are (self)"),
         ("a_bot:TooMany", "its parameters are (self, delivery, context)"),
         ("a_bot:no_delivery", "its parameters are ()"),

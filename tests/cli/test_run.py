@@ -119,6 +119,9 @@ def test_wrong_options(workers: Cli, options: tuple[str, ...], why: str) -> None
 
 
 def test_a_queue_that_does_not_exist(workers: Cli) -> None:
+    assert (
+        workers("send", "--url", "sqlite:///q.db", "--queue", "other", "--body", "x").exit_code == 0
+    )
     options = ("--url", "sqlite:///q.db?declare=false", "--queue", "jobs", "--until-empty")
     result = workers(
         "run", *options, "--handler", "some_workers:Counter", "--log-level", "critical"

@@ -84,16 +84,10 @@ def _check(value: Any, reference: str) -> None:
     """Refuse what would fail with the first message."""
     handler_maker(value)
     if inspect.isclass(value):
-        _refuse_parameters(value, reference, "its instances are made without arguments")
         _check_handle(value.handle, 2, reference)  # type: ignore[attr-defined]  # handler_maker found it
     elif inspect.iscoroutinefunction(value):
         _check_handle(value, 1, reference)
     else:
-        _refuse_parameters(
-            value,
-            reference,
-            "a function that makes handlers takes none; one that handles a delivery needs 'async def'",
-        )
         made = _call(value, reference)
         if not inspect.iscoroutinefunction(getattr(made, "handle", None)):
             raise ConfigurationError(
@@ -110,11 +104,6 @@ def _call(factory: Callable[[], Any], reference: str) -> Any:
         raise ConfigurationError(
             f"{reference} failed when it was asked for a handler: {type(error).__name__}: {error}"
         ) from error
-
-
-def _refuse_parameters(value: Any, reference: str, why: str) -> None:
-    if not _takes(value, 0):
-        raise ConfigurationError(f"{reference} needs arguments ({_parameters(value)}): {why}")
 
 
 def _check_handle(handle: Any, arguments: int, reference: str) -> None:
