@@ -59,8 +59,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Everything that is neither contract nor chaos; arguments go to pytest."""
-    run_tests(session, *(f"--ignore={contract_file(broker)}" for broker in CONTRACTS))
+    """The quick tests: all but contract, simulation and chaos. Arguments go to pytest."""
+    elsewhere = ("tests/simulation", *(contract_file(broker) for broker in CONTRACTS))
+    run_tests(session, *(f"--ignore={path}" for path in elsewhere))
 
 
 def _add_contract_session(broker: str) -> None:
@@ -104,9 +105,9 @@ def chaos(session: nox.Session) -> None:
     )
 
 
-@nox.session(default=False)
+@nox.session
 def simulation(session: nox.Session) -> None:
-    """The deterministic simulation alone; ``tests`` has it too. Arguments go to pytest."""
+    """The deterministic simulation, 1,000 seeds, and the planted bugs it has to catch. Arguments go to pytest."""
     session.install("-e", ".[test]")
     session.run("pytest", "tests/simulation", *session.posargs)
 
