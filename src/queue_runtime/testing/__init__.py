@@ -2,6 +2,7 @@
 
 * :func:`check`, :class:`Recorder`, :class:`History`: what happened, and whether it was in order, one at a time
   and without loss; :func:`record_handlers`, :func:`record_settlements` have a supervisor write it down;
+* :class:`FaultyProvider`, :class:`Faults`: any provider, with a bad network in front of it;
 * :func:`contract_cases`, :func:`run_case`, :func:`run_contract`: the contract every provider has to keep.
 """
 
@@ -15,6 +16,9 @@ from .contract import ContractViolated as ContractViolated
 from .contract import contract_cases as contract_cases
 from .contract import run_case as run_case
 from .contract import run_contract as run_contract
+from .faults import NO_FAULTS as NO_FAULTS
+from .faults import Faults as Faults
+from .faults import FaultyProvider as FaultyProvider
 from .history import Ended as Ended
 from .history import History as History
 from .history import InvariantViolated as InvariantViolated
@@ -26,12 +30,15 @@ from .recording import record_handlers as record_handlers
 from .recording import record_settlements as record_settlements
 
 __all__ = [
+    "NO_FAULTS",
     "Case",
     "CaseResult",
     "ContractEnvironment",
     "ContractReport",
     "ContractViolated",
     "Ended",
+    "Faults",
+    "FaultyProvider",
     "History",
     "InvariantViolated",
     "Recorder",
