@@ -175,3 +175,16 @@ async def test_a_handler_that_finishes_although_cancelled_has_finished(lab: Any)
     assert lab.log == ["a:1"]
     assert await lab.waiting() == [("2", 0)]
     await lab.assert_all_free()
+
+
+async def test_once_a_handler_ended_the_program_no_other_one_begins(lab: Any) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    await lab.send(*(f"s{n}:1" for n in range(20)), *(f":{n}" for n in range(20)))
+    with pytest.raises(KeyboardInterrupt):
+        async with lab.supervise(lab.handler(interrupt), max_concurrent_sessionless=1):
+            await trio.sleep_forever()
+    assert len(lab.log) == 1
+    await lab.assert_all_free()
+    assert sum(count for _, count in await lab.waiting()) <= 1

@@ -236,12 +236,18 @@ async def test_a_broker_that_does_not_answer_holds_up_the_end_for_a_bounded_time
 async def test_a_call_repeated_beyond_the_end_does_not_find_the_receiver_closed(
     lab: Any, operation: str
 ) -> None:
-    async def fail(_proceed: Any, *_args: Any) -> Any:
+    closed = False
+
+    async def fail(proceed: Any, *args: Any) -> Any:
+        if closed:
+            return await proceed(*args)
         raise ConnectionFailed("down")
 
     async def slow(proceed: Any) -> None:
+        nonlocal closed
         await proceed()
-        await trio.sleep(2)
+        closed = True
+        await trio.sleep(2.9)
 
     await lab.send("a:1")
     lab.provider.on[operation] = fail

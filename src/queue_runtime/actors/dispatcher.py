@@ -124,8 +124,7 @@ class Dispatcher:
             await trio.lowlevel.checkpoint()
 
     def cancel(self) -> None:
-        """Cancel every handler. What was not dispatched yet goes back, at the latest when the receiver closes."""
-        self._give_back_alone()
+        """After :meth:`drain`: cancel every handler. What was not dispatched goes back when the receiver closes."""
         while self._batches:
             self.settled(None, len(self._batches.popleft()))
         if self._nursery is not None:
