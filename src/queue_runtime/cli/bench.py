@@ -141,8 +141,10 @@ def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, A
     def value(what: str) -> float | None:
         return figures[what].value if what in figures else None
 
-    def ratio(what: str) -> float | None:
-        return figures[what].ratio if what in figures else None
+    rows = [row for report in reports for row in report.rows]
+
+    def ratios(what: str) -> dict[str, float]:
+        return {row.beside: row.ratio for row in rows if row.what == what and row.ratio is not None}
 
     latencies = {
         name: next(
@@ -158,7 +160,10 @@ def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, A
             "strict": value("runtime, strict"),
             "pipelined": value("runtime, pipelined"),
         },
-        "ratio": {"strict": ratio("runtime, strict"), "pipelined": ratio("runtime, pipelined")},
+        "ratios": {
+            "strict": ratios("runtime, strict"),
+            "pipelined": ratios("runtime, pipelined"),
+        },
         "latency_ms": latencies,
         "order_violations": sum(report.order_violations for report in reports),
         "peak_memory_mib": max(report.peak_memory_mib for report in reports),
