@@ -101,7 +101,8 @@ class Coalescer(Generic[Item, Answer]):
                 else:
                     trio.lowlevel.reschedule(task, outcome.Value(answers[0]))
                 task = None
-                self._waiting.discard(answered)
+                if self._waiting:
+                    self._waiting.discard(answered)
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             nonlocal task
@@ -112,7 +113,8 @@ class Coalescer(Generic[Item, Answer]):
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.submit(item, answered)
-        self._waiting.add(answered)
+        if self._withdraws:
+            self._waiting.add(answered)
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
 
@@ -124,7 +126,7 @@ class Coalescer(Generic[Item, Answer]):
         await self._idle.wait()
 
     def close(self) -> None:
-        """Refuse what is asked from now on, and leave whoever waits for an answer without it."""
+        """Refuse what is asked from now on. Whoever waits for an answer and could withdraw goes without it."""
         self._closed = True
         for answered in list(self._waiting):
             answered((), trio.ClosedResourceError("closed; whether it took effect is unknown"))

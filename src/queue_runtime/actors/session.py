@@ -26,6 +26,7 @@ from .signal import Signal
 
 __all__ = ["SESSION_CRASHED", "SessionActor", "SessionEnvironment", "SessionObserver"]
 
+_COMPLETE: Final = SettlementAction.COMPLETE  # looked up once: members of an enum cost a search
 SESSION_CRASHED: Final = "SessionCrashed"
 """Dead-letter reason when a session's handler crashed more often than its restart budget allows."""
 
@@ -360,13 +361,11 @@ class SessionActor:
         self._restarts = 0
         self._head = None
         self._pending += 1
-        self._environment.settler.submit(
-            Settlement(delivery, SettlementAction.COMPLETE), self._on_answers
-        )
+        self._environment.settler.submit(Settlement(delivery, _COMPLETE), self._on_answers)
 
     async def _complete(self, delivery: Delivery) -> CloseReason | None:
         environment = self._environment
-        settlement = Settlement(delivery, SettlementAction.COMPLETE)
+        settlement = Settlement(delivery, _COMPLETE)
         self._restarts = 0
         self._head = None
         error = await environment.settler.settle(settlement)

@@ -60,9 +60,11 @@ class Settler:
         attempt = 0
         while True:
             refusals = _refusals(batch)
-            live = [s for s, refusal in zip(batch, refusals, strict=True) if refusal is None]
-            if not live:
-                return refusals
+            live = batch
+            if refusals:
+                live = [s for s, refusal in zip(batch, refusals, strict=True) if refusal is None]
+                if not live:
+                    return refusals
             try:
                 results = await self._breaker.call(self._receiver.settle, live)
             except CircuitOpen as error:
@@ -76,26 +78,21 @@ class Settler:
                     await trio.sleep(delay)
                     continue
                 results = [error] * len(live)
-            if len(live) == len(batch):
+            if not refusals:
                 return results
             answers = iter(results)
             return [next(answers) if refusal is None else refusal for refusal in refusals]
 
 
 def _refusals(batch: Sequence[Settlement]) -> list[LockLost | None]:
-    """For each settlement whose lease is over, why it is refused; ``None`` for the others."""
+    """For each settlement whose lease is over, why it is refused, ``None`` for the others; ``[]`` if none is."""
     now = trio.current_time()
-    refusals: list[LockLost | None] = []
-    checked: Lease | None = None
-    refusal: LockLost | None = None
-    for settlement in batch:
-        lease = settlement.delivery.lease
-        if lease is not checked:
-            checked = lease
-            refusal = lease.lost
-            if refusal is None and now >= lease.deadline:
-                refusal = LockLost(
-                    f"the lock on session {lease.session_id!r} ran out before the settlement was sent"
-                )
-        refusals.append(refusal)
-    return refusals
+    over: dict[Lease, LockLost] = {}
+    for lease in {settlement.delivery.lease for settlement in batch}:
+        if lease.lost is not None:
+            over[lease] = lease.lost
+        elif now >= lease.deadline:
+            over[lease] = LockLost(
+                f"the lock on session {lease.session_id!r} ran out before the settlement was sent"
+            )
+    return [over.get(settlement.delivery.lease) for settlement in batch] if over else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import time
@@ -99,6 +100,7 @@ async def _throughput(url: str, workload: Workload, _scale: Scale) -> Report:
                     (_BARE_CHANNELS, bare.channels),
                     (_BARE_DEQUES, bare.deques),
                 ):
+                    gc.collect()
                     figures.setdefault(name, []).append(await program(messages))
             for name, consume in _CONSUMERS.items():
                 queue = _new_queue()
@@ -106,6 +108,8 @@ async def _throughput(url: str, workload: Workload, _scale: Scale) -> Report:
                     await publish(client, queue, workload)
                 )
                 tally = Tally(workload.messages)
+                # What one program left behind must not be collected on the time of the next.
+                gc.collect()
                 figures.setdefault(name, []).append(await consume(client, queue, tally))
                 violations += tally.order_violations
     pairs = [(_STRICT, _BARE_STRICT), (_PIPELINED, _BARE_PIPELINED)]
