@@ -99,3 +99,16 @@ def test_one_of_two_copies_in_the_dead_letter_queue_settles_any_failed_turn() ->
         DeadLettered("o", "s", "1", 5.0, found=True),
     ]
     assert check(history).ok
+
+
+def test_of_two_redriven_copies_the_first_goes_before_what_is_between_them() -> None:
+    history = [
+        *sent("1", 1, copies=2),
+        *sent("2", 2, copies=2),
+        *(DeadLettered("o", "s", message, 1.0, found=True) for message in ("2", "1", "2")),
+        *(Redriven("o", "s", message, 1.0) for message in ("2", "1", "2")),
+    ]
+    for at, message in ((2.0, "2"), (3.0, "1"), (4.0, "2")):
+        history += turn("a", message, at, 1, Ended.COMPLETE)
+        history += [Completed("a", "s", message, at + 0.6)]
+    assert check(history).ok

@@ -424,7 +424,7 @@ class _OrderWalk:
             elif track.last_start > where and track.known:
                 # Started only after this record; a start that raced with it is not judged.
                 self.settle(track)
-                self.redriven_at[track] = where
+                self.redriven_at.setdefault(track, where)  # of several copies the first may go first
                 heappush(self.redriven, (track.number, track.message))
 
     def settle(self, track: _Track) -> None:
