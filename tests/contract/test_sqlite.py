@@ -19,7 +19,7 @@ from queue_runtime.testing import (
     run_contract,
 )
 
-LOCK = 1.0
+LOCK = 2.0
 DELIVERIES = 3
 WINDOW = 2.0
 
