@@ -58,7 +58,9 @@ class Coalescer(Generic[Item, Answer]):
         self._hurry = False
         self._ended = False
         self._closed = False
-        self._waiting: set[Callable[[Sequence[Item], Sequence[Answer] | Exception], None]] = set()
+        self._waiting: dict[
+            trio.lowlevel.Task, Callable[[Sequence[Item], Sequence[Answer] | Exception], None]
+        ] = {}
         self._idle = trio.Event()
         self._idle.set()
 
@@ -91,30 +93,30 @@ class Coalescer(Generic[Item, Answer]):
         """
         if self._closed:
             raise trio.ClosedResourceError("closed")
-        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        task = trio.lowlevel.current_task()
+        is_waiting = True
 
+        # No reference to itself: a cycle per item would keep the garbage collector busy.
         def answered(_items: Sequence[Item], answers: Sequence[Answer] | Exception) -> None:
-            nonlocal task
-            if task is not None:
+            nonlocal is_waiting
+            if is_waiting:
+                is_waiting = False
+                del self._waiting[task]
                 if isinstance(answers, Exception):
                     trio.lowlevel.reschedule(task, outcome.Error(answers))
                 else:
                     trio.lowlevel.reschedule(task, outcome.Value(answers[0]))
-                task = None
-                if self._waiting:
-                    self._waiting.discard(answered)
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            nonlocal task
-            task = None
-            self._waiting.discard(answered)
+            nonlocal is_waiting
+            is_waiting = False
+            del self._waiting[task]
             if self._withdraws:
                 self._withdraw(answered)
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.submit(item, answered)
-        if self._withdraws:
-            self._waiting.add(answered)
+        self._waiting[task] = answered
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
 
@@ -126,9 +128,9 @@ class Coalescer(Generic[Item, Answer]):
         await self._idle.wait()
 
     def close(self) -> None:
-        """Refuse what is asked from now on. Whoever waits for an answer and could withdraw goes without it."""
+        """Refuse what is asked from now on, and leave whoever waits for an answer without it."""
         self._closed = True
-        for answered in list(self._waiting):
+        for answered in list(self._waiting.values()):
             answered((), trio.ClosedResourceError("closed; whether it took effect is unknown"))
 
     async def run(self) -> None:
