@@ -423,7 +423,8 @@ class _OrderWalk:
                 self.awaiting[record.process, token].discard(track)
             elif track.last_start > where and track.known:
                 # Started only after this record; a start that raced with it is not judged.
-                first = self.redriven_at.get(track, where)  # of several copies the first may go first
+                # Of several copies the first may go first.
+                first = self.redriven_at.get(track, where)
                 self.settle(track)
                 self.redriven_at[track] = first
                 heappush(self.redriven, (track.number, track.message))
