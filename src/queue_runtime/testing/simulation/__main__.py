@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed += not result.ok
             if options.seed is not None or not result.ok:
                 sys.stdout.write(f"{result}\n")
+                sys.stdout.flush()  # whoever stops a long run has seen what failed
     seconds = time.perf_counter() - began
     sys.stdout.write(
         f"{len(seeds)} seeds, {failed} failed, {len(seeds) / seconds:.0f} per second\n"
