@@ -200,6 +200,7 @@ def test_settlement_unconfirmed_because_the_process_was_killed() -> None:
     report = story.strict()
     assert report.ok
     assert report.unsettled == 1
+    assert (report.completed, report.done) == (report.acknowledged - 1, report.acknowledged)
 
 
 def test_settlement_confirmed_late_to_a_process_that_lost_the_session() -> None:

@@ -320,7 +320,7 @@ class _Director:
         return {
             "messages": report.acknowledged,
             "sessions": report.sessions,
-            "completed": report.completed,
+            "completed": report.done,
             "dead_lettered": report.dead_lettered,
             "redriven": report.redriven,
             "order_violations": report.order_violations + report.gaps,
@@ -331,5 +331,5 @@ class _Director:
             "retries": board.retried,
             "workers_killed": sum(worker.state == "killed" for worker in board.workers.values()),
             "seconds": round(board.elapsed, 2),
-            "messages_per_second": round(report.completed / seconds, 1) if seconds else 0.0,
+            "messages_per_second": round(report.done / seconds, 1) if seconds else 0.0,
         }

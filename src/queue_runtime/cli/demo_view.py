@@ -102,7 +102,7 @@ class _Summary(View):
             (
                 "nothing lost",
                 not report.lost,
-                f"{report.completed:,} of {report.acknowledged:,} completed",
+                f"{report.done:,} of {report.acknowledged:,} completed",
             ),
             (
                 "strict order",
@@ -112,7 +112,7 @@ class _Summary(View):
             ("one at a time", not report.overlaps, plural(report.sessions, "session")),
             (
                 "dead letters",
-                report.completed == report.acknowledged,
+                report.done == report.acknowledged,
                 f"{report.dead_lettered:,} dead-lettered, {report.redriven:,} redriven",
             ),
         )

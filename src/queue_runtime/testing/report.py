@@ -103,6 +103,14 @@ class Report:
             self.lost or self.never_sent or self.gaps or self.order_violations or self.overlaps
         )
 
+    @property
+    def done(self) -> int:
+        """Different messages that are over: completed, or finished by a handler and never seen again.
+
+        A process killed between the broker's commit and its own note of it completes without a witness.
+        """
+        return self.completed + self.unsettled
+
     def digest(self) -> str:
         """A hash of the history and of this report: equal for equal runs of a deterministic simulation."""
         return hashlib.sha256(f"{self._history.digest()} {self!r}".encode()).hexdigest()
