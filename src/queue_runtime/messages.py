@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from urllib.parse import unquote
 
 import attrs
@@ -74,7 +74,25 @@ def _check_text(kind: str, value: object, max_length: int) -> str:
     return value
 
 
-class QueueName(str):
+class _CheckedText(str):
+    """Text that was validated when it was made; made from one of its own class, it is that one.
+
+    Raises:
+        ValidationError: The text is not of the kind.
+    """
+
+    __slots__ = ()
+    _KIND: ClassVar[str]
+    MAX_LENGTH: ClassVar[int]
+
+    def __new__(cls, value: str) -> Self:
+        """Validate ``value``; one of this very class is returned as it is."""
+        if type(value) is cls:
+            return value
+        return super().__new__(cls, _check_text(cls._KIND, value, cls.MAX_LENGTH))
+
+
+class QueueName(_CheckedText):
     """The name of a queue: 1 to 260 characters of ``A-Z a-z 0-9 . _ / -``, starting with a letter or digit.
 
     260 is the longest entity path of Azure Service Bus; adapters with a narrower limit (SQS: 80) check theirs.
@@ -84,26 +102,25 @@ class QueueName(str):
     """
 
     __slots__ = ()
-    MAX_LENGTH: Final = 260
+    _KIND = "queue name"
+    MAX_LENGTH = 260
 
     def __new__(cls, value: str) -> Self:
         """Validate ``value``; a ``QueueName`` is returned as it is."""
-        if type(value) is cls:
-            return value
-        _check_text("queue name", value, cls.MAX_LENGTH)
-        if not _QUEUE_NAME.fullmatch(value):
+        name = super().__new__(cls, value)
+        if name is not value and not _QUEUE_NAME.fullmatch(name):
             raise ValidationError(
                 f"queue name {_shown(value)} may only hold A-Z a-z 0-9 . _ / - "
                 "and must start with a letter or a digit"
             )
-        return super().__new__(cls, value)
+        return name
 
     def with_prefix(self, prefix: str) -> QueueName:
         """``prefix`` and this name joined by a hyphen, such as ``prod-orders``."""
         return QueueName(f"{prefix}-{self}")
 
 
-class SessionId(str):
+class SessionId(_CheckedText):
     """The key that orders messages: 1 to 128 characters without control characters.
 
     128 is the limit of both Azure Service Bus (session id) and SQS (message group id).
@@ -113,13 +130,8 @@ class SessionId(str):
     """
 
     __slots__ = ()
-    MAX_LENGTH: Final = 128
-
-    def __new__(cls, value: str) -> Self:
-        """Validate ``value``; a ``SessionId`` is returned as it is."""
-        if type(value) is cls:
-            return value
-        return super().__new__(cls, _check_text("session id", value, cls.MAX_LENGTH))
+    _KIND = "session id"
+    MAX_LENGTH = 128
 
     @classmethod
     def from_parts(cls, *parts: str | int) -> Self:
@@ -156,7 +168,7 @@ class SessionId(str):
         return tuple(unquote(part) for part in self.split("/"))
 
 
-class MessageId(str):
+class MessageId(_CheckedText):
     """Identifies one message: 1 to 128 characters without control characters (Azure's limit).
 
     Raises:
@@ -164,13 +176,8 @@ class MessageId(str):
     """
 
     __slots__ = ()
-    MAX_LENGTH: Final = 128
-
-    def __new__(cls, value: str) -> Self:
-        """Validate ``value``; a ``MessageId`` is returned as it is."""
-        if type(value) is cls:
-            return value
-        return super().__new__(cls, _check_text("message id", value, cls.MAX_LENGTH))
+    _KIND = "message id"
+    MAX_LENGTH = 128
 
 
 def _to_body(value: object) -> bytes:
