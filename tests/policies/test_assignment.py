@@ -1,33 +1,11 @@
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queue_runtime.abc import Lease
 from queue_runtime.errors import ValidationError
-from queue_runtime.messages import Delivery, Message, MessageId, SessionId
-from queue_runtime.policies.assignment import Demand, group_by_lease
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def lease(name: str | None = "s", token: int = 1) -> Lease:
-    return Lease(None if name is None else SessionId(name), token, math.inf, NOW)
-
-
-def delivery(lease: Lease, number: int) -> Delivery:
-    return Delivery(
-        message=Message(b"", session_id=lease.session_id),
-        message_id=MessageId(f"m{number}"),
-        receipt=str(number),
-        lease=lease,
-        delivery_count=1,
-        enqueued_at=NOW,
-    )
+from queue_runtime.policies.assignment import Demand
 
 
 def test_room_is_what_is_not_taken() -> None:
@@ -101,35 +79,3 @@ def test_demand_never_runs_dry_nor_over(maximum: int, data: st.DataObject) -> No
         assert 0 <= demand.in_flight <= maximum
     demand.settled(demand.in_flight)
     assert demand.available == maximum
-
-
-def test_deliveries_are_grouped_in_order() -> None:
-    a, b = lease("a"), lease("b")
-    first, second, third, fourth = (
-        delivery(of, number) for number, of in enumerate((b, a, b, a), start=1)
-    )
-    groups = group_by_lease([first, second, third, fourth])
-    assert list(groups.items()) == [(b, [first, third]), (a, [second, fourth])]
-
-
-def test_leases_of_the_same_session_stay_apart() -> None:
-    old, new = lease("a", 1), lease("a", 2)
-    assert len(group_by_lease([delivery(old, 1), delivery(new, 2)])) == 2
-
-
-def test_messages_without_session_stay_apart() -> None:
-    assert len(group_by_lease([delivery(lease(None, n), n) for n in range(3)])) == 3
-
-
-def test_no_deliveries_no_groups() -> None:
-    assert group_by_lease([]) == {}
-
-
-@given(st.lists(st.integers(0, 4)))
-def test_grouping_loses_and_reorders_nothing(numbers: list[int]) -> None:
-    leases = [lease(f"s{n}") for n in range(5)]
-    deliveries = [delivery(leases[which], n) for n, which in enumerate(numbers)]
-    groups = group_by_lease(deliveries)
-    assert list(groups) == [leases[n] for n in dict.fromkeys(numbers)]
-    for held, group in groups.items():
-        assert group == [d for d in deliveries if d.lease is held]

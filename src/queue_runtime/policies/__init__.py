@@ -7,7 +7,7 @@ and cancellation. Import from the modules:
 * ``breaker``: the states of a circuit breaker;
 * ``outcomes``: what becomes of a message, given what its handler did;
 * ``batching``: how much to ask for at once, and how often at the same time;
-* ``assignment``: how much may be in flight, and which deliveries belong together.
+* ``assignment``: how much may be in flight.
 """
 
 from __future__ import annotations

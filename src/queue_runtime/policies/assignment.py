@@ -1,18 +1,13 @@
-"""How much may be in flight, and which deliveries belong together."""
+"""How much may be in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from ..errors import ValidationError
-from ..messages import Delivery
 from ._checks import check_count
 
-if TYPE_CHECKING:
-    from ..abc import Lease
-
-__all__ = ["Demand", "group_by_lease"]
+__all__ = ["Demand"]
 
 
 @final
@@ -68,16 +63,3 @@ class Demand:
         if not 0 <= count <= self.in_flight:
             raise ValidationError(f"cannot settle {count}: {self.in_flight} are in flight")
         self.in_flight -= count
-
-
-def group_by_lease(deliveries: Iterable[Delivery]) -> dict[Lease, list[Delivery]]:
-    """The deliveries of each lease in their order; leases in the order of their first delivery."""
-    groups: dict[Lease, list[Delivery]] = {}
-    for delivery in deliveries:
-        lease = delivery.lease
-        group = groups.get(lease)
-        if group is None:
-            groups[lease] = [delivery]
-        else:
-            group.append(delivery)
-    return groups
