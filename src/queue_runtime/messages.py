@@ -547,6 +547,8 @@ class Capabilities:
         lock_renewal: Leases can be renewed.
         abandon_delay: An abandoned message can be delayed.
         release_restores_count: ``RELEASE`` takes back the delivery count.
+        keeps_empty_sessions: A session stays locked while none of its messages is unsettled. Without it a lease
+            ends when its last delivery is settled, and the session's next messages come under a new lease.
         scheduling: ``Message.scheduled_at``.
         cancel_scheduled: A scheduled message can be taken back.
         time_to_live: ``Message.time_to_live``.
@@ -561,6 +563,8 @@ class Capabilities:
         max_batch_messages: Most messages in one send call.
         max_batch_bytes: Most bytes in one send call; ``None``: no limit of its own.
         max_settle_messages: Most settlements in one call.
+        max_receive_messages: Most deliveries one receive call returns, however many are asked for; ``None``: as
+            many as are asked for.
         max_concurrent_receives: How many receive calls on one queue are worth having in flight.
         max_concurrent_settles: How many settle calls on one queue are worth having in flight.
         settle_linger: Seconds worth waiting to fill a settlement batch (0: a call costs little).
@@ -573,6 +577,7 @@ class Capabilities:
     lock_renewal: bool = False
     abandon_delay: bool = False
     release_restores_count: bool = False
+    keeps_empty_sessions: bool = False
     scheduling: bool = False
     cancel_scheduled: bool = False
     time_to_live: bool = False
@@ -587,6 +592,7 @@ class Capabilities:
     max_batch_messages: int
     max_batch_bytes: int | None = None
     max_settle_messages: int = 1_000
+    max_receive_messages: int | None = None
     max_concurrent_receives: int = 1
     max_concurrent_settles: int = 1
     settle_linger: float = 0.0

@@ -71,6 +71,8 @@ class SessionEnvironment:
         handler_timeout: Seconds ``handle`` may take; ``None``: for ever.
         close_timeout: Seconds ``closed`` may take.
         restart_budget: Crashes in a row after which the message that crashes is dead-lettered.
+        keeps_empty_sessions: A lease outlives its messages; otherwise it ends with the last one, and its actor
+            with it.
         halt_on_dead_letter: Keep the rest of a session back behind a dead-lettered message.
         current_time: :func:`trio.current_time`, without its look-ups: it is asked before every message.
     """
@@ -87,6 +89,7 @@ class SessionEnvironment:
     handler_timeout: float | None
     close_timeout: float
     restart_budget: int
+    keeps_empty_sessions: bool
     halt_on_dead_letter: bool
     current_time: Callable[[], float] = attrs.field(
         factory=lambda: trio.lowlevel.current_clock().current_time
@@ -96,6 +99,9 @@ class SessionEnvironment:
 @final
 class SessionActor:
     """Serves one lease until it is idle, stopped, parked or lost.
+
+    A lease that does not outlive its messages - that of a message without a session, and every lease where the
+    broker keeps no empty sessions - is idle as soon as everything delivered under it is settled.
 
     Args:
         lease: The lock on the session, or on one message without a session.
@@ -113,6 +119,7 @@ class SessionActor:
         "_awaits_pending",
         "_began",
         "_crashed",
+        "_ends_empty",
         "_environment",
         "_handle",
         "_handler",
@@ -154,6 +161,7 @@ class SessionActor:
         self._head: Delivery | None = None
         self._unsettled = 0
         self._pending = 0
+        self._ends_empty = lease.session_id is None or not environment.keeps_empty_sessions
         self._awaits_pending = False
         # Bound once: the coalescer groups answers by the identity of who gets them.
         self._on_answers = self._answered
@@ -215,8 +223,8 @@ class SessionActor:
                         )
                     with trio.CancelScope(shield=True):
                         await self._close_handler(CloseReason.DRAINED)
-                elif reason is CloseReason.LOCK_LOST or (lease.session_id is None and head is None):
-                    environment.keeper.forget(lease)
+                elif reason is CloseReason.LOCK_LOST or (self._ends_empty and not self._unsettled):
+                    environment.keeper.forget(lease)  # it is over: there is nothing to give back
                 else:
                     environment.keeper.release(lease)
             finally:
@@ -248,10 +256,10 @@ class SessionActor:
                     return reason
             if self._stop is not None:
                 return self._stop
-            if self._refused:
+            if self._refused or (self._ends_empty and self._pending):
                 await self._wait_pending(0)
                 continue
-            if self.lease.session_id is None:
+            if self._ends_empty:
                 return CloseReason.IDLE
             self._environment.observer.idle(self)
             await self._signal.wait()

@@ -35,6 +35,8 @@ _RATE_WINDOW: Final = 10.0
 """Seconds over which the rates in the statistics are taken."""
 _SAMPLES: Final = 10
 """Samples taken in that time."""
+_FIRST_BATCH: Final = 16
+"""Messages the first receive call asks for, and the fewest that a later one does while there is room for them."""
 _CALL_RETRY: Final = RetryPolicy(initial=0.1, max_delay=5.0, max_attempts=8)
 """For calls to the broker that fail with a transient error: about half a minute in all."""
 
@@ -147,9 +149,13 @@ class Supervisor:
                 handler_timeout=config.handler_timeout,
                 close_timeout=config.close_timeout,
                 restart_budget=config.restart_budget,
+                keeps_empty_sessions=capabilities.keeps_empty_sessions,
                 halt_on_dead_letter=config.halt_on_dead_letter,
             )
         )
+        most = config.max_in_flight
+        if capabilities.max_receive_messages is not None:
+            most = min(most, capabilities.max_receive_messages)
         self._intake = ReceiverActor(
             receiver,
             self._dispatcher,
@@ -157,9 +163,7 @@ class Supervisor:
             self.handler_breaker,
             _CALL_RETRY,
             timeout=config.receive_timeout,
-            batch=AdaptiveBatch(
-                minimum=min(16, config.max_in_flight), maximum=config.max_in_flight
-            ),
+            batch=AdaptiveBatch(minimum=min(_FIRST_BATCH, most), maximum=most),
             max_concurrency=capabilities.max_concurrent_receives,
         )
         self._actors_scope = trio.CancelScope(shield=True)

@@ -62,6 +62,7 @@ class EngineProvider(Provider):
             lock_renewal=True,
             abandon_delay=True,
             release_restores_count=True,
+            keeps_empty_sessions=True,
             scheduling=True,
             cancel_scheduled=True,
             time_to_live=True,
