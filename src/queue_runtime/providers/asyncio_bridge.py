@@ -27,13 +27,13 @@ from queue_runtime.errors import ConnectionFailed
 __all__ = ["AsyncioBridge", "BackgroundTask", "new_loop"]
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
+_Ts = TypeVarTuple("_Ts")
 
-CANCEL_AGAIN: Final = 10.0
+_CANCEL_AGAIN: Final = 10.0
 """Seconds after which closing cancels a task again: code that swallowed the first cancellation would go on for
 ever, and code that cleans up over the network has had its time."""
 
-UNWINDINGS: Final = 10
+_UNWINDINGS: Final = 10
 """How often a loop is run again to unwind its tasks when one of them crashes it while it does."""
 
 
@@ -100,7 +100,7 @@ class AsyncioBridge(trio.abc.AsyncResource):
 
     # --- from trio ---------------------------------------------------------------------------------
 
-    async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    async def run(self, function: Callable[[*_Ts], Awaitable[T]], *args: *_Ts) -> T:
         """Run an async function on the loop, and wait for it.
 
         When the caller is cancelled, the asyncio task is cancelled once and waited for. If it still ends with a value,
@@ -135,8 +135,8 @@ class AsyncioBridge(trio.abc.AsyncResource):
 
     def start(
         self,
-        function: Callable[[*Ts], Awaitable[object]],
-        *args: *Ts,
+        function: Callable[[*_Ts], Awaitable[object]],
+        *args: *_Ts,
         on_crash: Callable[[BaseException], object] | None = None,
     ) -> BackgroundTask:
         """Run an async function on the loop in the background, until it ends, is cancelled, or the bridge closes.
@@ -198,7 +198,7 @@ class AsyncioBridge(trio.abc.AsyncResource):
 
     # --- from the loop -----------------------------------------------------------------------------
 
-    def post(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+    def post(self, function: Callable[[*_Ts], object], *args: *_Ts) -> None:
         """Call a function in trio's thread soon; from the loop's thread.
 
         Functions and the results of :meth:`run` arrive in the order they were posted. After the end of the trio run
@@ -239,7 +239,7 @@ class AsyncioBridge(trio.abc.AsyncResource):
         except BaseException as error:  # told by every call
             self._cause = error
         self._ending = True
-        for _ in range(UNWINDINGS):
+        for _ in range(_UNWINDINGS):
             try:
                 loop.run_until_complete(self._unwind())
             except BaseException:  # noqa: S112  # the first cause is the one to tell
@@ -267,7 +267,7 @@ async def _cancel(those: Callable[[], set[asyncio.Task[None]]]) -> None:
     while tasks := those():
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=CANCEL_AGAIN)
+        await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)
 
 
 @final
