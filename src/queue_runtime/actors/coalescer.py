@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Generic, TypeAlias, TypeVar, final
 
 import outcome
@@ -50,11 +51,11 @@ class Coalescer(Generic[Item, Answer]):
         self._workers = workers
         self._linger = linger
         self._withdraws = withdraw
-        self._items: deque[Item] = deque()
-        self._askers: deque[Answered[Item, Answer]] = deque()
+        self._groups: deque[_Group[Item, Answer]] = deque()
+        self._last: _Group[Item, Answer] | None = None  # the last of them, while it may grow
         self._oldest = 0.0
         self._arrived = Signal()
-        self._unanswered = 0
+        self._calls = 0
         self._hurry = False
         self._ended = False
         self._closed = False
@@ -69,18 +70,24 @@ class Coalescer(Generic[Item, Answer]):
 
         Items that follow each other with the same ``answered`` get their answers in one call of it.
         """
-        items = self._items
-        if not items:
-            if self._linger:
-                self._oldest = trio.current_time()
+        last = self._last
+        if last is not None and last.answered is answered:
+            last.items.append(item)
+        else:
+            if not self._groups:
+                if self._linger:
+                    self._oldest = trio.current_time()
+                if not self._calls and not self._ended:
+                    self._idle = trio.Event()
+                self._arrived.wake()
+            self._last = last = _Group(answered, [item])
+            self._groups.append(last)
+        if self._linger and self._is_full():
             self._arrived.wake()
-        elif self._linger and len(items) == self._max_batch - 1:
-            self._arrived.wake()
-        if not self._unanswered and not self._ended:
-            self._idle = trio.Event()
-        self._unanswered += 1
-        items.append(item)
-        self._askers.append(answered)
+
+    def _is_full(self) -> bool:
+        """Whether the queue fills a call."""
+        return sum(len(group.items) for group in self._groups) >= self._max_batch
 
     async def ask(self, item: Item) -> Answer:
         """Queue ``item`` and wait for its answer.
@@ -122,7 +129,7 @@ class Coalescer(Generic[Item, Answer]):
 
     async def wait_idle(self) -> None:
         """Hurry what is queued along; return when everything submitted so far was answered, or never will be."""
-        if self._unanswered:
+        if self._groups or self._calls:
             self._hurry = True
             self._arrived.wake()
         await self._idle.wait()
@@ -142,9 +149,9 @@ class Coalescer(Generic[Item, Answer]):
                     await self._arrived.wait()
                     if self._linger and not self._hurry:
                         with trio.move_on_at(self._oldest + self._linger):
-                            while len(self._items) < self._max_batch and not self._hurry:
+                            while not self._is_full() and not self._hurry:
                                 await self._arrived.wait()
-                    while self._items:
+                    while self._groups:
                         if self._workers == 1:
                             await self._flush_some()
                             continue
@@ -162,47 +169,63 @@ class Coalescer(Generic[Item, Answer]):
             limiter.release_on_behalf_of(token)
 
     async def _flush_some(self) -> None:
-        batch, askers = self._take()
-        if not batch:
+        groups = self._take()
+        if not groups:
             return
+        batch = groups[0].items if len(groups) == 1 else [*chain(*(group.items for group in groups))]
         answers: Sequence[Answer] | QueueError
+        self._calls += 1
         try:
             answers = await self._flush(batch)
         except QueueError as error:
             answers = error
-        count = len(batch)
         start = 0
-        while start < count:
-            asker = askers[start]
-            end = start + 1
-            while end < count and askers[end] is asker:
-                end += 1
+        for group in groups:
             if isinstance(answers, QueueError):
-                asker(batch[start:end], answers)
+                group.answered(group.items, answers)
             else:
-                asker(batch[start:end], answers[start:end])
-            start = end
-        self._answered(count)
+                end = start + len(group.items)
+                group.answered(group.items, answers[start:end])
+                start = end
+        self._calls -= 1
+        self._rest()
 
-    def _take(self) -> tuple[list[Item], list[Answered[Item, Answer]]]:
-        items, askers = self._items, self._askers
-        if len(items) <= self._max_batch:
-            taken = list(items), list(askers)
-            items.clear()
-            askers.clear()
-            return taken
-        count = self._max_batch
-        return [items.popleft() for _ in range(count)], [askers.popleft() for _ in range(count)]
+    def _take(self) -> list[_Group[Item, Answer]]:
+        """The groups of the next call, the last of them cut in two if need be."""
+        taken = []
+        room = self._max_batch
+        self._last = None
+        while self._groups and room:
+            group = self._groups[0]
+            if len(group.items) <= room:
+                self._groups.popleft()
+            else:
+                group.items, rest = group.items[room:], group.items[:room]
+                group = _Group(group.answered, rest)
+            taken.append(group)
+            room -= len(group.items)
+        return taken
 
     def _withdraw(self, answered: Answered[Item, Answer]) -> None:
-        for index, asker in enumerate(self._askers):
-            if asker is answered:
-                del self._items[index], self._askers[index]
-                self._answered(1)
+        for group in self._groups:
+            if group.answered is answered:
+                self._groups.remove(group)
+                self._last = None
+                self._rest()
                 return
 
-    def _answered(self, count: int) -> None:
-        self._unanswered -= count
-        if not self._unanswered:
+    def _rest(self) -> None:
+        if not self._groups and not self._calls:
             self._hurry = False
             self._idle.set()
+
+
+@final
+class _Group(Generic[Item, Answer]):
+    """Items that came in a row from one asker."""
+
+    __slots__ = ("answered", "items")
+
+    def __init__(self, answered: Answered[Item, Answer], items: list[Item]) -> None:
+        self.answered = answered
+        self.items = items

@@ -235,17 +235,38 @@ class SessionActor:
 
     async def _serve(self) -> CloseReason:
         """Handle messages until there is a reason to end."""
+        environment = self._environment
+        lease = self.lease
         mailbox = self._mailbox
-        pipelined = self._environment.pipelined
+        pipelined = environment.pipelined
+        current_time = environment.current_time
+        submit, on_answers = environment.settler.submit, self._on_answers
+        plain = environment.handler_breaker is None and environment.handler_timeout is None
+        result: Outcome | BaseException | None
         while True:
             while mailbox:
                 if self._stop is not None:
                     return self._stop
                 delivery = mailbox.popleft()
-                result = await self._attempt(delivery)
+                if self._handler is None or not plain or lease.lost is not None:
+                    result = await self._attempt(delivery)
+                else:
+                    # What ``_attempt`` comes to here, without its costs: nothing gates or times the handler.
+                    self._head = delivery
+                    self._began = began = current_time()
+                    if began >= lease.deadline:
+                        await self._lose_late()
+                    try:
+                        result = await self._handle(delivery)
+                    except BaseException as error:
+                        result = await self._raised(error)
                 if result is None or type(result) is Complete:
                     if pipelined:
-                        self._complete_ahead(delivery)
+                        # Without waiting for the broker's word.
+                        self._restarts = 0
+                        self._head = None
+                        self._pending += 1
+                        submit(Settlement(delivery, _COMPLETE), on_answers)
                         if self._pending > pipelined:
                             await self._wait_pending(pipelined)
                         continue
@@ -274,10 +295,7 @@ class SessionActor:
         self._head = delivery
         self._began = environment.current_time()
         if self.lease.lost is not None or self._began >= self.lease.deadline:
-            # A handler that blocked the loop, or a paused process: the lock ran out unnoticed.
-            await self._lose(
-                f"the lock on session {self.lease.session_id!r} was not renewed in time"
-            )
+            await self._lose_late()
         breaker = environment.handler_breaker
         permit = None
         if breaker is not None:
@@ -297,18 +315,11 @@ class SessionActor:
                 )
                 with trio.move_on_after(environment.handler_timeout):
                     result = await self._handle(delivery)
-        except Exception as error:
-            result = error
         except BaseException as error:
-            if permit is not None and breaker is not None:
+            if permit is not None and breaker is not None and not isinstance(error, Exception):
                 breaker.cancel(permit)
                 permit = None
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if _interrupts(error):
-                raise
-            # Neither an error nor a cancellation of ours (SystemExit, a stray Cancelled, GeneratorExit …).
-            self._crashed = True
-            result = error
+            result = await self._raised(error)
         if permit is not None and breaker is not None:
             if isinstance(result, (BaseException, Retry)) and not isinstance(
                 result, SerializationError
@@ -317,6 +328,16 @@ class SessionActor:
             else:
                 breaker.succeed(permit)
         return result
+
+    async def _raised(self, error: BaseException) -> BaseException:
+        """What a handler raised, as its result; raised again when it is our cancellation or ends the program."""
+        if not isinstance(error, Exception):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if _interrupts(error):
+                raise error
+            # Neither an error nor a cancellation of ours (SystemExit, a stray Cancelled, GeneratorExit …).
+            self._crashed = True
+        return error
 
     async def _follow_up(
         self, delivery: Delivery, result: Outcome | BaseException | None
@@ -363,13 +384,6 @@ class SessionActor:
             policy=self._environment.failure_policy,
             random=random,
         )
-
-    def _complete_ahead(self, delivery: Delivery) -> None:
-        """Pipelined: complete the message without waiting for the broker's word."""
-        self._restarts = 0
-        self._head = None
-        self._pending += 1
-        self._environment.settler.submit(Settlement(delivery, _COMPLETE), self._on_answers)
 
     async def _complete(self, delivery: Delivery) -> CloseReason | None:
         environment = self._environment
@@ -516,6 +530,10 @@ class SessionActor:
             self.handled += count
         if count:
             self._environment.observer.settled(action, count)
+
+    async def _lose_late(self) -> NoReturn:
+        """The lock ran out unnoticed: a handler blocked the loop, or the process was paused."""
+        await self._lose(f"the lock on session {self.lease.session_id!r} was not renewed in time")
 
     async def _lose(self, why: str) -> NoReturn:
         """Treat the lease as lost; the scope of :meth:`run` ends the session."""

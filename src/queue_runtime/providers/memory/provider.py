@@ -75,7 +75,7 @@ class EngineProvider(Provider):
             multi_process=self._outlives_process,
             max_message_bytes=engine.options.max_message_bytes,
             max_batch_messages=MAX_BATCH,
-            max_settle_messages=MAX_BATCH,
+            max_settle_messages=4_096,
         )
 
     async def _open(self, queue: QueueName) -> None:
