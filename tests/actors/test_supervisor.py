@@ -238,6 +238,20 @@ async def test_wait_empty_waits_for_retries_but_not_for_what_is_scheduled(lab: A
     assert lab.log == ["a:1", "a:1 2"]
 
 
+async def test_wait_settled_waits_for_what_was_received(lab: Any) -> None:
+    async with lab.supervise(lab.handler(lambda *_: trio.sleep(5)), idle_timeout=3600.0) as actors:
+        await actors.wait_settled()
+        assert lab.log == []
+        began = trio.current_time()
+        await lab.send("a:1", "a:2", "b:1")
+        while not actors.statistics().in_flight:
+            await trio.testing.wait_all_tasks_blocked()
+        await actors.wait_settled()
+        assert sorted(lab.log) == ["a:1", "a:2", "b:1"]
+        assert trio.current_time() - began == pytest.approx(10, abs=1)
+        assert actors.statistics().in_flight == 0
+
+
 async def test_wait_empty_outlasts_transient_errors_and_raises_others(lab: Any) -> None:
     calls = 0
 

@@ -172,7 +172,9 @@ class Coalescer(Generic[Item, Answer]):
         groups = self._take()
         if not groups:
             return
-        batch = groups[0].items if len(groups) == 1 else [*chain(*(group.items for group in groups))]
+        batch = (
+            groups[0].items if len(groups) == 1 else [*chain(*(group.items for group in groups))]
+        )
         answers: Sequence[Answer] | QueueError
         self._calls += 1
         try:

@@ -81,6 +81,8 @@ class Dispatcher:
         self._stopping: CloseReason | None = None
         self._empty = trio.Event()
         self._empty.set()
+        self._quiet = trio.Event()
+        self._quiet.set()
         self._nursery: trio.Nursery | None = None
 
     def connect(self, environment: SessionEnvironment) -> None:
@@ -99,6 +101,8 @@ class Dispatcher:
     def dispatch(self, batch: list[Delivery]) -> None:
         """Take a batch from a receiver; the receiver has accounted for it in ``demand``."""
         self.counters.received += len(batch)
+        if not self.in_flight:
+            self._quiet = trio.Event()
         self.in_flight += len(batch)
         self._batches.append(batch)
         self._arrived.wake()
@@ -122,6 +126,12 @@ class Dispatcher:
                 self._empty = trio.Event()
                 await self._empty.wait()
             await trio.lowlevel.checkpoint()
+
+    async def wait_settled(self) -> None:
+        """Return when nothing is in flight."""
+        while self.in_flight:
+            await self._quiet.wait()
+        await trio.lowlevel.checkpoint()
 
     def cancel(self) -> None:
         """After :meth:`drain`: cancel every handler. What was not dispatched goes back when the receiver closes."""
@@ -216,6 +226,8 @@ class Dispatcher:
         else:
             counters.abandoned += count
         self.in_flight -= count
+        if not self.in_flight:
+            self._quiet.set()
         self.demand.settled(count)
         self.demand_rose.wake()
 

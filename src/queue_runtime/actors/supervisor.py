@@ -222,6 +222,10 @@ class Supervisor:
         await self._drained.wait()
         return self._clean
 
+    async def wait_settled(self) -> None:
+        """Return when every message received so far was settled or given back, and none is in flight."""
+        await self._dispatcher.wait_settled()
+
     async def wait_empty(self, *, poll_interval: float = 0.05) -> None:
         """Return when the queue has nothing left to handle: nothing waiting (delayed retries included) or in flight.
 
@@ -234,15 +238,15 @@ class Supervisor:
             Unsupported: The provider has no ``stats``.
         """
         while True:
-            if not self._dispatcher.in_flight:
-                try:
-                    stats: QueueStats = await self.breaker.call(self._provider.stats, self._queue)
-                except QueueError as error:
-                    if not error.is_transient:
-                        raise
-                else:
-                    if not stats.depth and not stats.in_flight:
-                        return
+            await self._dispatcher.wait_settled()
+            try:
+                stats: QueueStats = await self.breaker.call(self._provider.stats, self._queue)
+            except QueueError as error:
+                if not error.is_transient:
+                    raise
+            else:
+                if not stats.depth and not stats.in_flight:
+                    return
             await trio.sleep(poll_interval)
 
     def _request_drain(self, timeout: float) -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "SqliteProvider",
 ]
 
+_MAX_SETTLE: Final = 4_096
+"""Above the supervisor's usual ``max_in_flight``, so that one call settles whatever came with one."""
 MAX_BATCH: Final = 1_000
 """Most messages in one call: a bigger one would hold up everybody else for milliseconds."""
 
@@ -75,7 +77,7 @@ class EngineProvider(Provider):
             multi_process=self._outlives_process,
             max_message_bytes=engine.options.max_message_bytes,
             max_batch_messages=MAX_BATCH,
-            max_settle_messages=4_096,
+            max_settle_messages=_MAX_SETTLE,
         )
 
     async def _open(self, queue: QueueName) -> None:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
 import trio
 
@@ -23,9 +22,6 @@ from queue_runtime import (
 from .workload import Tally
 
 __all__ = ["Arrivals", "drained", "offer", "percentile", "supervised"]
-
-_LOOK: Final = 0.0005
-"""Seconds between two looks at what is still in flight."""
 
 
 @asynccontextmanager
@@ -48,9 +44,7 @@ async def drained(client: QueueClient, queue: str, tally: Tally, mode: Settlemen
     began = time.perf_counter()
     async with supervised(client, queue, tally, mode) as supervisor:
         await tally.done.wait()
-        while supervisor.statistics().in_flight:
-            # Not a bare checkpoint: a loop that never rests starves the thread of a broker on disk.
-            await trio.sleep(_LOOK)
+        await supervisor.wait_settled()
         return tally.handled / (time.perf_counter() - began)
 
 
