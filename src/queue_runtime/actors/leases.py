@@ -9,10 +9,12 @@ from typing import final
 
 import trio
 
-from ..abc import Lease, Receiver
+from ..abc import LOCAL_DEADLINE_FRACTION, Lease, Receiver
 from ..errors import QueueError
 from ..policies.backoff import RetryPolicy
+from .bounded import BoundedCalls
 from .breaker import Breaker
+from .settlement import settle_timeout
 from .signal import Signal
 
 __all__ = ["LeaseKeeper"]
@@ -24,7 +26,8 @@ class LeaseKeeper:
 
     A lease is renewed when ``renew_fraction`` of the lock duration has passed since it was granted or last
     renewed, give or take a tenth of that. A renewal that fails for a transient reason is repeated at every tick
-    until the local deadline; whoever holds the lease stops there by itself.
+    until the local deadline; whoever holds the lease stops there by itself. A call may take half of the time
+    between the two, so that one that is not answered leaves time for another and for other leases.
 
     Args:
         receiver: Whose leases they are.
@@ -44,9 +47,17 @@ class LeaseKeeper:
         max_batch: int,
     ) -> None:
         self._receiver = receiver
-        self._breaker = breaker
         self._retry = retry
-        self._interval = receiver.lock_duration * renew_fraction
+        lock_duration = receiver.lock_duration
+        self._interval = lock_duration * renew_fraction
+        timeout = min(
+            (LOCAL_DEADLINE_FRACTION - renew_fraction) / 2 * lock_duration,
+            settle_timeout(lock_duration),
+        )
+        self._renewals = BoundedCalls(breaker, receiver.provider_name, timeout)
+        self._releases = BoundedCalls(
+            breaker, receiver.provider_name, settle_timeout(lock_duration)
+        )
         self._max_batch = max_batch
         # Every lease lasts equally long, so insertion order is the order of the times.
         self._held: dict[Lease, tuple[float, Callable[[], None]]] = {}
@@ -85,6 +96,10 @@ class LeaseKeeper:
                 self._released = trio.Event()
         self._to_release.append(lease)
 
+    def stuck(self, now: float) -> bool:
+        """Whether the broker does not answer renewals, or leases given back, at ``trio.current_time()``."""
+        return self._renewals.stuck(now) or self._releases.stuck(now)
+
     async def wait_released(self) -> None:
         """Return when everything given back so far was sent to the broker, or :meth:`run` has ended."""
         await self._released.wait()
@@ -120,7 +135,7 @@ class LeaseKeeper:
 
     async def _renew(self, batch: list[Lease]) -> None:
         try:
-            errors = await self._breaker.call(self._receiver.renew, batch)
+            errors = await self._renewals(self._receiver.renew, batch)
         except QueueError as failure:
             errors = [failure] * len(batch)
         now = trio.current_time()
@@ -150,7 +165,7 @@ class LeaseKeeper:
         attempt = 0
         while True:
             try:
-                await self._breaker.call(self._receiver.release, batch)
+                await self._releases(self._receiver.release, batch)
                 return
             except QueueError as error:
                 attempt += 1

@@ -4,18 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import random
-from typing import final
+from typing import Final, final
 
 import trio
 
 from ..abc import Lease, Receiver
-from ..errors import CircuitOpen, LockLost, QueueError
+from ..errors import CircuitOpen, InvalidReceipt, LockLost, QueueError
 from ..messages import Capabilities, Settlement
 from ..policies.backoff import RetryPolicy
+from .bounded import BoundedCalls
 from .breaker import Breaker
 from .coalescer import Coalescer
 
-__all__ = ["Settler"]
+__all__ = ["RepeatableSettle", "Settler", "settle_timeout"]
+
+_LEAST_TIMEOUT: Final = 1.0
+_MOST_TIMEOUT: Final = 30.0
+"""Bounds of what :func:`settle_timeout` returns, in seconds."""
+
+
+def settle_timeout(lock_duration: float) -> float:
+    """Seconds a call that settles or gives back may take: a third of the lock, so that it can be repeated under it.
+
+    Not less than a busy broker needs (1 s), nor more than anybody should wait for one answer (30 s).
+    """
+    return min(max(_LEAST_TIMEOUT, lock_duration / 3), _MOST_TIMEOUT)
+
+
+@final
+class RepeatableSettle:
+    """``receiver.settle`` for one batch, called again with the same or fewer settlements when it fails.
+
+    A call that failed as a whole may have been applied. A receipt that is invalid when the call is repeated
+    is taken for the trace of that: the message is settled, by this call or, at worst, by whoever got it after
+    its lock had run out, in which case it was handled at least once all the same.
+
+    Args:
+        receiver: Where the deliveries came from.
+    """
+
+    __slots__ = ("_is_unknown", "_receiver")
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._is_unknown = False
+
+    async def __call__(self, settlements: Sequence[Settlement]) -> Sequence[QueueError | None]:
+        """Settle; answers and errors are those of :meth:`Receiver.settle` but for the above."""
+        try:
+            answers = await self._receiver.settle(settlements)
+        except BaseException:  # cancelled: it took too long
+            self._is_unknown = True
+            raise
+        if self._is_unknown:
+            return [None if isinstance(answer, InvalidReceipt) else answer for answer in answers]
+        return answers
 
 
 @final
@@ -23,8 +66,8 @@ class Settler:
     """Sends settlements to the broker in batches and reports what became of each.
 
     A settlement whose lease is over, by the local deadline or by event, is refused here with ``LockLost``,
-    whatever the broker would say. A call that fails as a whole is repeated (settling twice is safe) as the
-    retry policy says; what still fails is answered with the error.
+    whatever the broker would say. A call that fails as a whole or takes longer than :func:`settle_timeout`
+    is repeated (settling twice is safe) as the retry policy says; what still fails is answered with the error.
 
     Args:
         receiver: Where the deliveries came from.
@@ -37,7 +80,11 @@ class Settler:
         self, receiver: Receiver, breaker: Breaker, retry: RetryPolicy, capabilities: Capabilities
     ) -> None:
         self._receiver = receiver
-        self._breaker = breaker
+        self._calls = BoundedCalls(
+            breaker, receiver.provider_name, settle_timeout(receiver.lock_duration)
+        )
+        self.stuck = self._calls.stuck
+        """Whether the broker does not answer settlements, at that ``trio.current_time()``."""
         self._retry = retry
         self._coalescer: Coalescer[Settlement, QueueError | None] = Coalescer(
             self._flush,
@@ -58,6 +105,7 @@ class Settler:
 
     async def _flush(self, batch: Sequence[Settlement]) -> Sequence[QueueError | None]:
         attempt = 0
+        settle = RepeatableSettle(self._receiver)
         while True:
             refusals = _refusals(batch)
             live = batch
@@ -66,7 +114,7 @@ class Settler:
                 if not live:
                     return refusals
             try:
-                results = await self._breaker.call(self._receiver.settle, live)
+                results = await self._calls(settle, live)
             except CircuitOpen as error:
                 # No attempt at the broker: wait for it as long as the leases last.
                 await trio.sleep(max(error.retry_after or 0.0, 0.01))

@@ -62,8 +62,9 @@ class SupervisorStatistics:
         breaker: The breaker that gates the provider.
         handler_breaker: The breaker that watches the handlers; ``None`` if there is none.
         draining: Whether it is shutting down.
-        healthy: Whether the runtime makes progress: a receive call that never comes back is unhealthy, a
-            handler that runs long is not.
+        healthy: Whether the runtime makes progress: a receive call that never comes back is unhealthy, and so
+            is a broker that leaves settlements, renewals or locks given back unanswered; a handler that runs
+            long is not.
     """
 
     active_sessions: int
@@ -205,7 +206,9 @@ class Supervisor:
                 None if self.handler_breaker is None else self.handler_breaker.statistics()
             ),
             draining=self._drain_requested.is_set(),
-            healthy=not self._intake.wedged(now),
+            healthy=not (
+                self._intake.wedged(now) or self._settler.stuck(now) or self._keeper.stuck(now)
+            ),
         )
 
     async def drain(self, timeout: float | None = None) -> bool:
