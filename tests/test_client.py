@@ -143,7 +143,7 @@ async def test_an_expired_receipt_is_refused(lab: Any) -> None:
             with pytest.raises((LockLost, InvalidReceipt)):
                 await client.renew(delivery)
         # What is owed under a lost lock is forgotten.
-        assert client._owners == {}
+        assert client._holding.owners == {}
         again = await client.receive_batch("q", max_messages=2)
         assert [delivery.delivery_count for delivery in again] == [2, 2]
         for delivery in again:

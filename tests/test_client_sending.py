@@ -244,7 +244,7 @@ async def test_while_the_breaker_is_open_calls_fail_fast(lab: Any) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.queue_stats, "q")
             nursery.start_soon(client.queue_stats, "q")
-        assert client._breaker.state.value is BreakerState.CLOSED
+        assert client._calls.breaker.state.value is BreakerState.CLOSED
 
 
 async def test_what_the_broker_lacks_is_unsupported(lab: Any) -> None:

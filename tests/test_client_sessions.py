@@ -69,7 +69,7 @@ async def test_a_session_somebody_else_holds_is_locked(lab: Any) -> None:
                 with pytest.raises(SessionLocked):
                     async with client.accept_session("q", "a"):
                         raise AssertionError("not opened")
-        assert client._breaker.state.value is BreakerState.CLOSED
+        assert client._calls.breaker.state.value is BreakerState.CLOSED
         async with client.accept_session("q", "a") as session:
             assert session is not None
         assert lab.provider.calls["open_receiver"] == lab.provider.calls["close"]
@@ -169,4 +169,4 @@ async def test_an_error_in_the_block_comes_out_and_frees_the_session(lab: Any) -
                 assert await session.receive() is not None
                 raise ZeroDivisionError
         await lab.assert_all_free()
-        assert client._owners == {}
+        assert client._holding.owners == {}
