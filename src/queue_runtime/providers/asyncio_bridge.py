@@ -33,8 +33,8 @@ _CANCEL_AGAIN: Final = 10.0
 """Seconds after which closing cancels a task again: code that swallowed the first cancellation would go on for
 ever, and code that cleans up over the network has had its time."""
 
-_UNWINDINGS: Final = 10
-"""How often a loop is run again to unwind its tasks when one of them crashes it while it does."""
+_UNWINDINGS: Final = 100
+"""How often a loop is run again to unwind its tasks when something crashes it while it does."""
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -239,11 +239,13 @@ class AsyncioBridge(trio.abc.AsyncResource):
         except BaseException as error:  # told by every call
             self._cause = error
         self._ending = True
+        unwinding = loop.create_task(self._unwind())
         for _ in range(_UNWINDINGS):
             try:
-                loop.run_until_complete(self._unwind())
-            except BaseException:  # noqa: S112  # the first cause is the one to tell
-                continue
+                loop.run_until_complete(unwinding)
+            except BaseException:  # the first cause is the one to tell
+                if not unwinding.done():
+                    continue
             break
         for work in self._to_loop.close():
             work()  # as the loop is ending, a call that begins ends at once
