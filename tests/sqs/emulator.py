@@ -116,14 +116,17 @@ def sqs_url(port: int) -> str:
 
 
 @contextmanager
-def open_emulator(*, port: int = 0) -> Iterator[Emulator]:
+def open_emulator(*, port: int = 0, strict: bool = True) -> Iterator[Emulator]:
     """Run the emulator in a child process with an empty folder of its own, until the block ends.
 
     Args:
         port: At 127.0.0.1; 0 takes a free one.
+        strict: Behave as AWS where ministack is known not to; otherwise ministack as it is.
     """
     with tempfile.TemporaryDirectory(prefix="queue-runtime-sqs-") as folder:
         command = [sys.executable, str(SERVER), "--port", str(port)]
+        if not strict:
+            command.append("--lax")
         # The caller's credentials, proxies and settings are none of the emulator's business.
         environment = {"HOME": folder, "TMPDIR": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         log = Path(folder) / "stderr.log"
@@ -182,9 +185,10 @@ def main(arguments: Sequence[str]) -> int:
         epilog=f"In the command, {{url}} stands for the sqs:// URL; {URL_VARIABLE} carries it too.",
     )
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--lax", action="store_true", help="ministack as it is, without our shim")
     parser.add_argument("command", nargs="*", help="run this, then stop")
     chosen = parser.parse_args(arguments)
-    with open_emulator(port=chosen.port) as emulator:
+    with open_emulator(port=chosen.port, strict=not chosen.lax) as emulator:
         if chosen.command:
             command = [part.replace("{url}", emulator.url) for part in chosen.command]
             environment = os.environ | {URL_VARIABLE: emulator.url}

@@ -19,6 +19,9 @@ from ministack.core.responses import set_request_account_id, set_request_region
 from ministack.core.router import extract_access_key_id, extract_region
 from ministack.services import sqs
 
+# A script's own folder is on its path; nothing else of the tests is.
+from strict import StrictService
+
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 """Above anything that SQS itself should refuse with an error of its own."""
 
@@ -108,8 +111,10 @@ async def serve(port: int, call: Call) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--lax", action="store_true", help="ministack as it is")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, call_service))
+    call = call_service if arguments.lax else StrictService().call
+    asyncio.run(serve(arguments.port, call))
 
 
 if __name__ == "__main__":
