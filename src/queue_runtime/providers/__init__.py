@@ -49,6 +49,7 @@ _MEMORY: Final = "queue_runtime.providers.memory"
 _BUILT_IN: Final[Mapping[str, Target]] = {
     "memory": Target(_MEMORY, "MEMORY_FACTORY"),
     "sqlite": Target(_MEMORY, "SQLITE_FACTORY"),
+    "sqs": Target("queue_runtime.providers.sqs", "FACTORY", extra="sqs"),
 }
 
 
