@@ -576,11 +576,12 @@ def exit_in_task(loop: asyncio.AbstractEventLoop) -> None:
 
 @pytest.mark.parametrize("crash", [stop_in_callback, exit_in_callback, exit_in_task])
 async def test_a_crashed_loop_fails_all_calls_with_the_cause(
-    bridge: AsyncioBridge, side: Side, crash: Callable[[asyncio.AbstractEventLoop], None]
+    bridge: AsyncioBridge, crash: Callable[[asyncio.AbstractEventLoop], None]
 ) -> None:
     errors = []
+    sides = [Side(bridge) for _ in range(5)]
 
-    async def call() -> None:
+    async def call(side: Side) -> None:
         with pytest.raises(ConnectionFailed) as caught:
             await bridge.run(side.endless)
         errors.append(caught.value)
@@ -589,9 +590,10 @@ async def test_a_crashed_loop_fails_all_calls_with_the_cause(
         crash(asyncio.get_running_loop())
 
     async with trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(call)
-        await side.began.wait()
+        for side in sides:
+            nursery.start_soon(call, side)
+        for side in sides:
+            await side.began.wait()
         await bridge.run(do_crash)
     with pytest.raises(ConnectionFailed) as caught:
         await bridge.run(add, 1, 2)
@@ -601,7 +603,7 @@ async def test_a_crashed_loop_fails_all_calls_with_the_cause(
     for error in errors:
         assert error.__cause__ is cause
         assert repr(cause) in str(error)
-    assert side.log == ["began"] * 5 + ["unwound"] * 5
+    assert [side.log for side in sides] == [["began", "unwound"]] * 5
     with pytest.raises(ConnectionFailed):
         bridge.start(add, 1, 2)
     await bridge.aclose()
