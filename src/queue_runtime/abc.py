@@ -321,6 +321,16 @@ class Provider(ABC):
         """How the queue stands."""
         raise Unsupported("stats", self.name)
 
+    async def provision(self, queue: QueueName) -> list[str]:
+        """Create ``queue`` and what belongs to it, as far as it is not there; nothing else ever creates them.
+
+        What exists is never changed. Calling again creates what is still missing.
+
+        Returns:
+            Lines for people: what was created, what was kept, and what differs from what would be created.
+        """
+        raise Unsupported("provisioning", self.name)
+
     @abstractmethod
     async def aclose(self) -> None:
         """Close everything opened from here, even when cancelled. Idempotent."""

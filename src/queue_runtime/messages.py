@@ -557,6 +557,7 @@ class Capabilities:
         purge: Emptying a queue.
         stats: ``QueueStats``.
         dead_letters: A dead-letter queue with list, redrive and purge.
+        provisioning: Queues have to be created before they are used, and can be on request.
         durable: Acknowledged messages survive a restart of the broker.
         multi_process: Several processes may share the queue.
         max_message_bytes: Largest message, as ``Message.size`` counts it unless documented otherwise.
@@ -586,6 +587,7 @@ class Capabilities:
     purge: bool = False
     stats: bool = False
     dead_letters: bool = False
+    provisioning: bool = False
     durable: bool = False
     multi_process: bool = False
     max_message_bytes: int

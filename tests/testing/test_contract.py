@@ -62,9 +62,8 @@ class Between(Provider):
 
     def __init__(self, inner: Provider) -> None:
         self.inner = inner
-        self.capabilities = attrs.evolve(
-            inner.capabilities, **dict.fromkeys(self.missing & set(FEATURES), False)
-        )
+        features = {"provisioning": True} | dict.fromkeys(self.missing & set(FEATURES), False)
+        self.capabilities = attrs.evolve(inner.capabilities, **features)
 
     def need(self, feature: str) -> None:
         if feature in self.missing:
@@ -93,6 +92,11 @@ class Between(Provider):
     async def stats(self, queue: QueueName) -> QueueStats:
         self.need("stats")
         return await self.inner.stats(queue)
+
+    async def provision(self, queue: QueueName) -> list[str]:
+        self.need("provisioning")
+        await self.inner.stats(queue)
+        return [f"{queue}: kept"]
 
     async def aclose(self) -> None:
         await self.inner.aclose()

@@ -286,6 +286,19 @@ class QueueClient:
         """How the queue stands."""
         return await self._calls(self._provider.stats, QueueName(queue))
 
+    async def provision(self, queue: str) -> list[str]:
+        """Create the queue and what belongs to it, where the broker wants that done beforehand.
+
+        What exists is never changed; calling again creates what is still missing.
+
+        Returns:
+            Lines for people: what was created, what was kept, and what differs from what would be created.
+
+        Raises:
+            Unsupported: The broker creates queues by itself.
+        """
+        return await self._calls(self._provider.provision, QueueName(queue))
+
     async def dead_letters(self, queue: str) -> DeadLetterClient:
         """The queue's dead-letter queue."""
         port = await self._calls(self._provider.open_dead_letters, QueueName(queue))

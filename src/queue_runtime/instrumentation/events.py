@@ -266,7 +266,7 @@ class OperationFailed(Event):
 
     Metadata:
         operation: ``send``, ``receive``, ``settle``, ``renew``, ``release``, ``accept``, ``get_state``,
-            ``set_state``, ``cancel_scheduled``, ``peek``, ``purge``, ``stats``, ``open_sender``,
+            ``set_state``, ``cancel_scheduled``, ``peek``, ``purge``, ``stats``, ``provision``, ``open_sender``,
             ``open_receiver``, ``open_dead_letters``, ``peek_dead_letters``, ``redrive_dead_letters``,
             ``purge_dead_letters`` or ``close``.
         error: What was raised; anything but a ``QueueError`` is a defect of the provider.

@@ -332,6 +332,10 @@ class _Provider(Provider):
         with self._call(queue, "stats"):
             return await self.inner.stats(queue)
 
+    async def provision(self, queue: QueueName) -> list[str]:
+        with self._call(queue, "provision"):
+            return await self.inner.provision(queue)
+
     async def aclose(self) -> None:
         # Belongs to no queue, and an error of it goes to the owner anyway: nothing to tell.
         await self.inner.aclose()

@@ -303,6 +303,9 @@ class FaultyProvider(Provider):
     async def stats(self, queue: QueueName) -> QueueStats:
         return await self._line.exchange("stats", lambda: self._inner.stats(queue))
 
+    async def provision(self, queue: QueueName) -> list[str]:
+        return await self._line.exchange("provision", lambda: self._inner.provision(queue))
+
     async def aclose(self) -> None:
         """Nothing of its own to close."""
         await trio.lowlevel.checkpoint()

@@ -31,6 +31,27 @@ async def without_stats(bench: Bench) -> None:
     await expect_unsupported("stats", bench.provider.stats(bench.queue))
 
 
+@unsupported_case("provisioning")
+async def without_provisioning(bench: Bench) -> None:
+    """Where creating queues is not declared, ``provision`` raises ``Unsupported``."""
+    await expect_unsupported("provisioning", bench.provider.provision(bench.queue))
+
+
+@case("provisioning")
+async def provisioned(bench: Bench) -> None:
+    """Provisioning creates a queue that can be used at once; a second time it creates nothing and says so."""
+    first = await bench.provider.provision(bench.queue)
+    expect(bool(first) and all(first), f"lines for people, got {first!a}")
+    [message] = bench.messages(1, bench.session)
+    await bench.send(message)
+    again = await bench.provider.provision(bench.queue)
+    expect(not any("created" in line for line in again), f"nothing created, got {again!a}")
+    receiver = await bench.receiver()
+    [delivery] = await bench.receive(receiver, 1)
+    expect_equal(delivery.body, message.body, "the body of a message sent before")
+    await bench.complete(receiver, [delivery])
+
+
 @case("peek")
 async def peeked(bench: Bench) -> None:
     """Peeking shows stored messages in order and by pages, and neither locks nor counts them."""
