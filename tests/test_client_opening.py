@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from queue_runtime.client import open_client
+from queue_runtime.client import open_client, open_supervisor
 from queue_runtime.config import ClientConfig
-from queue_runtime.errors import ConfigurationError, ConnectionFailed
+from queue_runtime.errors import ConfigurationError, ConnectionFailed, PermissionDenied
 from queue_runtime.messages import Message, SessionId
 from queue_runtime.policies.backoff import RetryPolicy
 
@@ -38,6 +38,68 @@ async def test_an_error_in_the_block_comes_out_as_itself(lab: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         async with open_client(lab.provider):
             raise KeyboardInterrupt
+
+
+async def refuse(_proceed: Any, *_args: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    raise PermissionDenied("not to be closed")
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()], ids=repr)
+async def test_an_error_of_closing_does_not_hide_that_of_the_block(
+    lab: Any, error: BaseException
+) -> None:
+    lab.provider.on = {"close": refuse, "close_sender": refuse}
+    with pytest.raises(type(error)) as caught:
+        async with open_client(lab.provider) as client:
+            await client.send("q", Message(b"1"))
+            try:
+                raise LookupError("before")
+            except LookupError:
+                raise error  # noqa: B904 - its context is looked at
+    assert caught.value is error
+    assert caught.value.__notes__ == [
+        "closing failed too: PermissionDenied('not to be closed')",
+    ]
+    assert isinstance(error.__context__, LookupError)
+
+
+async def test_an_error_of_closing_comes_out_when_there_is_no_other(lab: Any) -> None:
+    lab.provider.on = {"close_sender": refuse}
+    with pytest.raises(PermissionDenied, match="not to be closed"):
+        async with open_client(lab.provider) as client:
+            await client.send("q", Message(b"1"))
+            await client.receive("q")
+    assert lab.provider.calls["close"] == 1  # and what is left is closed all the same
+
+
+async def test_an_error_of_closing_a_session_does_not_hide_that_of_the_block(lab: Any) -> None:
+    lab.provider.on = {"close": refuse, "settle": refuse}
+    await lab.send("a:1", ":2", ":3")
+    async with open_client(lab.provider) as client:
+        with pytest.raises(ValueError, match="mine") as caught:
+            async with client.accept_session("q", "a"):
+                raise ValueError("mine")
+        assert len(caught.value.__notes__) == 1
+        with pytest.raises(ValueError, match="mine") as caught:
+            async with client.stream("q") as deliveries:
+                await anext(deliveries)
+                raise ValueError("mine")
+        assert len(caught.value.__notes__) == 1
+        lab.provider.on = {}
+
+
+async def test_an_error_of_the_intake_does_not_hide_that_of_the_block(lab: Any) -> None:
+    lab.provider.on = {"receive": refuse}
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with open_supervisor(lab.provider, "q", lab.handler()):
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("mine")
+    assert caught.value.__notes__ == [
+        "closing failed too: PermissionDenied('not to be closed')",
+    ]
 
 
 async def test_instruments_hear_of_every_call(lab: Any) -> None:

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from queue_runtime.client import open_client
+from queue_runtime.client.sending import with_message_id
 from queue_runtime.config import ClientConfig
 from queue_runtime.errors import (
     CircuitOpen,
@@ -24,7 +25,7 @@ from queue_runtime.errors import (
     Unsupported,
     ValidationError,
 )
-from queue_runtime.messages import Message, SendResult
+from queue_runtime.messages import Message, MessageId, SendResult
 from queue_runtime.policies.backoff import RetryPolicy
 from queue_runtime.policies.breaker import BreakerConfig, BreakerState
 
@@ -293,6 +294,63 @@ async def test_senders_and_receivers_are_opened_once(lab: Any) -> None:
     assert lab.provider.calls["open_sender"] == 1
     assert lab.provider.calls["open_receiver"] == 1
     assert (lab.provider.calls["close_sender"], lab.provider.calls["close"]) == (1, 1)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["send", "send_batch"])
+async def test_every_try_of_one_call_carries_the_same_id(lab: Any, batch: bool) -> None:
+    tries: list[list[Any]] = []
+
+    async def lose_reply(proceed: Any, sent: Any) -> Any:
+        tries.append([message.message_id for message in sent])
+        results = await proceed(sent)
+        if len(tries) % 3:
+            raise OperationTimeout("no reply")
+        return results
+
+    lab.provider.on["send"] = lose_reply
+    config = ClientConfig(retry=RetryPolicy.fixed(1.0))
+    message = Message(b"1", session_id="a")
+    async with open_client(lab.provider, config=config) as client:
+        ids = set()
+        for _ in range(2):  # the same object sent again is another message
+            if batch:
+                (result, own) = await client.send_batch(
+                    "q", [message, Message(b"2", message_id="own")]
+                )
+                assert own.message_id == "own"
+            else:
+                result = await client.send("q", message)
+            assert result.message_id is not None
+            ids.add(result.message_id)
+            assert [each[0] for each in tries[-3:]] == [result.message_id] * 3
+        assert len(ids) == 2
+        assert message.message_id is None
+        received = await client.receive_batch("q", max_messages=1)
+        assert received[0].message_id in ids
+        await client.release(received[0])
+
+
+def test_a_message_with_an_id_is_otherwise_the_same() -> None:
+    fields = {
+        "session_id": "s",
+        "headers": {"h": "x"},
+        "correlation_id": "c",
+        "content_type": "t",
+        "time_to_live": 1.0,
+        "scheduled_at": datetime.now(UTC),
+        "deduplication_id": "d",
+    }
+    assert {"body", "message_id", *fields} == {field.name for field in attrs.fields(Message)}
+
+    class Special(Message):
+        pass
+
+    for kind in (Message, Special):
+        message = kind(b"body", **fields)
+        copy = with_message_id(message, MessageId("m"))
+        assert type(copy) is kind
+        assert copy == attrs.evolve(message, message_id="m")
+        assert type(copy.message_id) is MessageId
 
 
 # --- closing ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 * ``holding``: what was received and not settled yet, and under which locks;
 * ``sessions``, ``dead_letters``: a session and a dead-letter queue read by hand;
 * ``calls``: how one call to the broker is gated, bounded in time and retried;
-* ``opening``: the blocks a client and a supervisor live in.
+* ``opening``: the blocks a client and a supervisor live in;
+* ``blocks``: which error comes out of such a block.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,24 +15,11 @@ from ..config import ClientConfig, SupervisorConfig
 from ..handlers import HandlerFactory
 from ..instrumentation import Instrument, instrument_provider
 from ..providers import open_provider
+from .blocks import Block
 from .calls import Calls
 from .queue_client import QueueClient
 
 __all__ = ["open_client", "open_supervisor"]
-
-
-@contextmanager
-def _single_errors() -> Iterator[None]:
-    """Raise what is alone in an exception group as itself: the group is our nursery's, not the caller's."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group:
-            raise
-        raise error from error.__cause__
 
 
 @asynccontextmanager
@@ -55,24 +42,19 @@ async def open_client(
         ConnectionFailed, AuthenticationFailed, …: At once; nothing stays half-open.
     """
     opened = nullcontext(source) if isinstance(source, Provider) else open_provider(source)
-    async with opened as raw_provider:
-        provider = instrument_provider(raw_provider, instruments)
-        with _single_errors():
-            async with trio.open_nursery() as nursery:
-                calls = Calls(provider.name, config or ClientConfig())
-                client = QueueClient(provider, calls, nursery)
-                nursery.start_soon(calls.breaker.run)
-                failure: Exception | None = None
-                try:
+    block = Block()
+    with block.outside():
+        async with opened as raw_provider, trio.open_nursery() as nursery:
+            provider = instrument_provider(raw_provider, instruments)
+            calls = Calls(provider.name, config or ClientConfig())
+            client = QueueClient(provider, calls, nursery)
+            nursery.start_soon(calls.breaker.run)
+            try:
+                with block.inside():
                     yield client
-                except Exception as error:
-                    # Kept out of the nursery, which would wrap it.
-                    failure = error
-                finally:
-                    await client._aclose()
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+            finally:
+                await client._aclose()
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -101,20 +83,15 @@ async def open_supervisor(
         ConfigurationError: The source or the handler is not what it should be.
         QueueError: The queue cannot be opened; or, from the block, a permanent error that ended the intake.
     """
+    block = Block()
     async with AsyncExitStack() as stack:
         client = source
         if not isinstance(source, QueueClient):
             client = await stack.enter_async_context(open_client(source))
-        with _single_errors():
-            async with trio.open_nursery() as nursery:
-                start = partial(client.supervise, config=config, instruments=instruments)
-                supervisor: Supervisor = await nursery.start(start, queue, handler)
-                failure: Exception | None = None
-                try:
-                    yield supervisor
-                except Exception as error:
-                    # Kept out of the nursery, which would wrap it.
-                    failure = error
-                await supervisor.drain()
-        if failure is not None:
-            raise failure
+        stack.enter_context(block.outside())
+        async with trio.open_nursery() as nursery:
+            start = partial(client.supervise, config=config, instruments=instruments)
+            supervisor: Supervisor = await nursery.start(start, queue, handler)
+            with block.inside():
+                yield supervisor
+            await supervisor.drain()

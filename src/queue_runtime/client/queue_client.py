@@ -29,6 +29,7 @@ from ..messages import (
     SettlementAction,
 )
 from ._checks import check_positive, check_timeout
+from .blocks import Block
 from .calls import Calls
 from .dead_letters import DeadLetterClient
 from .holding import EVERYTHING, Holding, Inbox
@@ -67,6 +68,12 @@ class QueueClient:
     async def send(self, queue: str, message: Message) -> SendResult:
         """Send one message; sends from several tasks at once travel together.
 
+        At least once: a message whose acknowledgement is lost is sent again and may then be stored twice, or
+        be stored although this raises. All tries of one call carry one message id, made here for a message
+        without one, so that a consumer can tell. Where ``Capabilities.deduplication`` holds, a
+        ``deduplication_id`` has the broker drop repetitions, also those of another call: without it, and
+        without an id of its own, a message sent by another call is another message.
+
         Returns:
             The message's id and position. The broker has stored it.
 
@@ -81,6 +88,8 @@ class QueueClient:
 
     async def send_batch(self, queue: str, messages: Iterable[Message]) -> list[SendResult]:
         """Send messages in order, split into as many calls as the broker's limits ask for.
+
+        At least once, as :meth:`send`.
 
         Returns:
             One result per message, in order. Look at ``result.error``: part of a batch can fail. When a
@@ -159,15 +168,18 @@ class QueueClient:
                     yield fetched.pop(0)
 
         iterator = deliveries()
-        try:
-            yield iterator
-        finally:
-            with (
-                trio.CancelScope(shield=True),
-                trio.move_on_after(self._calls.config.operation_timeout),
-            ):
-                await iterator.aclose()  # type: ignore[attr-defined]  # an async generator
-                await self.settle([Settlement(d, SettlementAction.RELEASE) for d in fetched])
+        block = Block()
+        with block.outside():
+            try:
+                with block.inside():
+                    yield iterator
+            finally:
+                with (
+                    trio.CancelScope(shield=True),
+                    trio.move_on_after(self._calls.config.operation_timeout),
+                ):
+                    await iterator.aclose()  # type: ignore[attr-defined]  # an async generator
+                    await self.settle([Settlement(d, SettlementAction.RELEASE) for d in fetched])
 
     @asynccontextmanager
     async def accept_session(
@@ -199,17 +211,16 @@ class QueueClient:
         wanted = None if session_id is None else SessionId(session_id)
         options = ReceiverOptions(auto_accept=False, max_sessions=1, max_per_session=EVERYTHING)
         receiver = await self._calls(self._provider.open_receiver, name, options)
-        try:
-            lease = await self._calls(receiver.accept, wanted, seconds, allowance=seconds)
-            if lease is None:
-                yield None
-                return
-            yield SessionReceiver(
-                self._calls, self._holding, Inbox(receiver, keeps_leases=True), lease
-            )
-        finally:
-            self._holding.disown(receiver)
-            await self._calls.close([receiver])
+        block = Block()
+        with block.outside():
+            try:
+                lease = await self._calls(receiver.accept, wanted, seconds, allowance=seconds)
+                inbox = Inbox(receiver, keeps_leases=True)
+                with block.inside():
+                    yield lease and SessionReceiver(self._calls, self._holding, inbox, lease)
+            finally:
+                self._holding.disown(receiver)
+                await self._calls.close([receiver])
 
     # Settling.
 
