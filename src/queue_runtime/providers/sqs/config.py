@@ -252,6 +252,9 @@ class SqsConfig:
         read_timeout: Seconds to wait for an answer; longer than ``wait_time``.
         dead_letter_queue: Where dead letters go if the queue has no redrive policy, which is what counts.
         holding_queue: Where scheduled messages wait that SQS cannot delay; ``None``: ``<queue>-holding.fifo``.
+        max_delivery_count: Deliveries after which a queue made by ``queue-runtime provision`` dead-letters a
+            message, 1 to 1,000; what exists follows its own redrive policy. SQS counts every delivery, also of
+            messages that wait behind a failed one and go back untried: be generous.
         declare: Always false: nothing is created here; ``queue-runtime provision`` creates queues.
     """
 
@@ -302,6 +305,7 @@ class SqsConfig:
     read_timeout: float = attrs.field(default=30.0, validator=_seconds(600))
     dead_letter_queue: str | None = attrs.field(default=None, validator=_check_name)
     holding_queue: str | None = attrs.field(default=None, validator=_check_name)
+    max_delivery_count: int = attrs.field(default=100, validator=_whole(1, 1_000, "deliveries"))
     declare: bool = attrs.field(default=False, validator=_check_declare)
 
     def __attrs_post_init__(self) -> None:
