@@ -193,7 +193,7 @@ def _region_of_host(host: str) -> str | None:
     return "us-east-1" if found["oldest"] else found["region"] or found["legacy"]
 
 
-def _check_queue_url(_instance: object, _attribute: object, value: object) -> None:
+def _check_queue_url(_instance: object, _attribute: object, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, str):
