@@ -3,6 +3,7 @@
 * :func:`check`, :class:`Recorder`, :class:`History`: what happened, and whether it was in order, one at a time
   and without loss; :func:`record_handlers`, :func:`record_settlements` have a supervisor write it down;
 * :class:`FaultyProvider`, :class:`Faults`: any provider, with a bad network in front of it;
+* :func:`open_tcp_proxy`, :class:`TcpFaultProxy`: the same one level lower, before any TCP server;
 * :func:`contract_cases`, :func:`run_case`, :func:`run_contract`: the contract every provider has to keep.
 """
 
@@ -28,6 +29,10 @@ from .history import Violation as Violation
 from .history import check as check
 from .recording import record_handlers as record_handlers
 from .recording import record_settlements as record_settlements
+from .tcp_proxy import TcpCut as TcpCut
+from .tcp_proxy import TcpFaultProxy as TcpFaultProxy
+from .tcp_proxy import TcpStatistics as TcpStatistics
+from .tcp_proxy import open_tcp_proxy as open_tcp_proxy
 
 __all__ = [
     "NO_FAULTS",
@@ -43,9 +48,13 @@ __all__ = [
     "InvariantViolated",
     "Recorder",
     "Report",
+    "TcpCut",
+    "TcpFaultProxy",
+    "TcpStatistics",
     "Violation",
     "check",
     "contract_cases",
+    "open_tcp_proxy",
     "record_handlers",
     "record_settlements",
     "run_case",
