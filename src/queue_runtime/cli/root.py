@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "stats": _entry("inspect", "stats", "Show how a queue stands."),
     "purge": _entry("inspect", "purge", "Delete every waiting and scheduled message for good."),
     "dlq": _entry("dead_letters", "dlq", "Work with dead letters: list, show, export, redrive, purge."),
+    "provision": _entry("provision", "provision", "Create a queue where the broker wants it beforehand."),
     "config": _entry("config", "config", "Show or check the configuration."),
     "bench": _entry("bench", "bench", "Measure throughput, latency and memory."),
 }  # fmt: skip
