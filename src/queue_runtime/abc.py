@@ -194,8 +194,18 @@ class Receiver(ABC):
         * Deliveries of a session come in order, under a lease of that session, and never beside another
           holder's. Within one lease a message comes once, unless it was abandoned or released meanwhile.
         * A new lease is made for a session this receiver does not hold (``auto_accept``); a held one is
-          reused until released or lost. Each message without a session has a lease of its own.
-        * Sessions take turns: a long one does not keep others waiting.
+          reused until it is over. Each message without a session has a lease of its own.
+        * A lease is over when it was released or lost and, where ``Capabilities.keeps_empty_sessions`` does
+          not hold, when its last unsettled delivery was settled. Nothing is delivered under a lease that is
+          over: what comes next of the session comes under a new one with a higher token.
+        * Calls overlap where ``Capabilities.max_concurrent_receives`` is above 1. There a session's deliveries
+          come from one call at a time: what one call returned of it is settled, or its lease over, before a
+          call that overlapped with it returns more. Calls that follow one another may return more of a
+          session under the lease it has, in order; but where ``Capabilities.keeps_empty_sessions`` does not
+          hold, everything of a lease comes in one call: its holder has to know when the lease is over.
+        * Fewer than ``max_messages`` may come although more are there: ``Capabilities.max_receive_messages``.
+        * Sessions take turns: a long one does not keep others waiting; where a lease ends with its last
+          delivery, not while it is held.
         * ``timeout=0`` looks once. An empty answer comes within 0.1 s of the timeout.
         * Cancelled: nothing stays claimed.
         """
@@ -206,7 +216,9 @@ class Receiver(ABC):
 
         ``None`` means that the broker confirmed. A stale, foreign or repeated receipt gives
         ``InvalidReceipt``; an expired or lost lease gives ``LockLost``, even where the broker would still
-        accept it. Settling never ends a lease of a session; it does end that of a message without one.
+        accept it. Settling the last delivery ends the lease of a message without a session, and that of a
+        session where ``Capabilities.keeps_empty_sessions`` does not hold; a repeated settlement under such a
+        lease may give either error.
 
         Raises:
             QueueError: The call failed as a whole; each settlement may or may not have been applied, and
@@ -218,6 +230,8 @@ class Receiver(ABC):
         """Renew leases: move ``deadline`` and ``expires_at`` forward; for each, ``None`` or why it failed.
 
         A lease the broker no longer grants answers ``LockLost`` and has been told so through ``lease.lose``.
+        One that ended with its last settlement answers ``LockLost`` too; as it was not lost, it is not told so
+        before that settlement is answered.
 
         Raises:
             QueueError: The call failed as a whole; no deadline moved.
@@ -232,6 +246,9 @@ class Receiver(ABC):
 
     async def accept(self, session_id: SessionId | None, timeout: float) -> Lease | None:
         """Lock a session without reading it; later ``receive`` calls read it.
+
+        Where ``Capabilities.keeps_empty_sessions`` does not hold, the lease counts as unsettled until its first
+        delivery was received.
 
         Args:
             session_id: The session to lock, existing or not; ``None``: the next one with messages.

@@ -7,7 +7,7 @@ import pytest
 from queue_runtime.actors.signal import Signal
 from queue_runtime.testing.simulation import PLANTED_BUGS, PlantedBug, hunt, simulate
 
-SEEDS = range(100)
+SEEDS = range(300)
 
 
 @pytest.mark.parametrize("bug", PLANTED_BUGS, ids=lambda bug: bug.name)

@@ -28,6 +28,8 @@ def test_the_scenarios_have_everything_in_them() -> None:
     assert some(lambda scenario: scenario.mode == "pipelined")
     assert some(lambda scenario: scenario.config.halt_on_dead_letter)
     assert some(lambda scenario: scenario.redrives)
+    assert some(lambda scenario: scenario.keeps_empty_sessions)
+    assert some(lambda scenario: scenario.max_receive_messages is not None)
     assert some(lambda scenario: len(scenario.nodes) == 1)
     assert some(lambda scenario: any(message.due for message in scenario.messages))
     assert some(lambda scenario: any(message.time_to_live for message in scenario.messages))

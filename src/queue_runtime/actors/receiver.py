@@ -30,8 +30,9 @@ _PROBE_DELAY = 0.01
 class ReceiverActor:
     """Keeps receive calls under way while there is room, and feeds the dispatcher.
 
-    How much one call asks for follows how fast messages are handled; how many calls are under way follows
-    how full they come back.
+    How much one call asks for follows how fast messages are handled, within what a call returns at most; how
+    many calls are under way follows how full they come back: one more after a full one, one less after an
+    empty one, so that an idle queue is asked by one call at a time.
 
     Args:
         receiver: The provider's receiver.
@@ -40,7 +41,8 @@ class ReceiverActor:
         handler_breaker: While it is open nothing is received; half-open, one message at a time.
         retry: Spaces calls that fail with a transient error; the last delay repeats for ever.
         timeout: Seconds one call waits for messages.
-        batch: How many messages one call asks for.
+        batch: How many messages one call asks for; its maximum is at most what the broker's calls return, or
+            no call would ever count as full.
         max_concurrency: Most calls under way at once.
     """
 

@@ -225,6 +225,7 @@ class SessionActor:
                         await self._close_handler(CloseReason.DRAINED)
                 elif reason is CloseReason.LOCK_LOST or (self._ends_empty and not self._unsettled):
                     environment.keeper.forget(lease)  # it is over: there is nothing to give back
+                    lease.released = True
                 else:
                     environment.keeper.release(lease)
             finally:

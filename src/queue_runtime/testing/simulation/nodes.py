@@ -142,6 +142,9 @@ class Node:
                 if error is None:
                     self._outstanding.pop(settlement.delivery.receipt, None)
                     self.settled(settlement.delivery, settlement.action)
+                elif isinstance(error, InvalidReceipt):
+                    # A repetition of what took effect although its answer was lost.
+                    self._outstanding.pop(settlement.delivery.receipt, None)
 
     def _check_caps(self) -> None:
         now = trio.current_time()

@@ -132,6 +132,7 @@ class Scenario:
         max_delivery_count: Of the broker.
         faults: Of every node's network, and the producers'.
         settle_linger, max_settle_messages, max_concurrent: What the broker seems to be like.
+        keeps_empty_sessions, max_receive_messages: What it really is like.
         messages: Everything that is sent, per session in order.
         incidents: What befalls the nodes, in order.
         faults_end: When everything becomes well, in seconds.
@@ -146,6 +147,8 @@ class Scenario:
     settle_linger: float
     max_settle_messages: int
     max_concurrent: int
+    keeps_empty_sessions: bool
+    max_receive_messages: int | None
     messages: tuple[PlannedMessage, ...]
     incidents: tuple[Incident, ...]
     faults_end: float
@@ -205,6 +208,9 @@ def generate(seed: int) -> Scenario:
     numbers = random.Random(f"scenario {seed}")
     is_calm = numbers.random() < 0.2
     faults_end = numbers.uniform(3.0, 8.0)
+    # Drawn apart, so that the rest of a scenario is what it is under either kind of lease.
+    leases = random.Random(f"leases {seed}")
+    keeps_empty_sessions = leases.random() < 0.6
     config = _config(numbers)
     redrives = config.halt_on_dead_letter or numbers.random() < 0.3
     nodes = [NodeKind.SUPERVISOR for _ in range(numbers.randint(1, 3))]
@@ -224,6 +230,8 @@ def generate(seed: int) -> Scenario:
         incidents=_incidents(numbers, len(nodes), faults_end, is_calm),
         faults_end=faults_end,
         redrives=redrives,
+        keeps_empty_sessions=keeps_empty_sessions,
+        max_receive_messages=None if keeps_empty_sessions else leases.choice((1, 3, 10)),
     )
 
 

@@ -22,6 +22,7 @@ from ...providers.memory.engine import QueueOptions
 from ..faults import FaultyProvider
 from ..history import DeadLettered, History, ProcessEnded, Record, Redriven, Report, Sent, check
 from .broker import EPOCH, QUEUE, SimulatedBroker
+from .ending_leases import EndingLeases
 from .nodes import Node
 from .scenario import LOCK_DURATION, Action, Behaviour, Incident, PlannedMessage, Scenario, generate
 from .scheduler import run_deterministically
@@ -212,6 +213,8 @@ class World:
 
         inner: Provider = self._broker.connect()
         scenario = self.scenario
+        if not scenario.keeps_empty_sessions:
+            inner = EndingLeases(inner, max_receive_messages=scenario.max_receive_messages)
         provider = FaultyProvider(
             inner,
             random=random.Random(self._numbers.random()),
