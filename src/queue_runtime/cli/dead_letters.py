@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     aclosing,
@@ -14,7 +14,7 @@ from contextlib import (
     nullcontext,
 )
 from pathlib import Path
-from typing import Any, Final, TextIO, TypeVar, final
+from typing import Any, Final, TextIO, TypeAlias, TypeVar, final
 
 import attrs
 import click
@@ -30,6 +30,9 @@ from .output import Failure, ask, console, moment, plural, print_json, size
 __all__ = ["dlq", "export", "list_", "purge", "redrive", "show"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_Change: TypeAlias = Callable[..., Awaitable[int]]
+"""``DeadLetterClient.redrive`` or ``purge``, not bound."""
 
 _BATCH: Final = 1_000
 """Dead letters moved or deleted in one call."""
@@ -291,13 +294,8 @@ Examples:
 @yes_option
 def redrive(*, settings: Settings, which: _Filter, yes: bool) -> None:
     """Move dead letters back into their queue, each session in its original order."""
-    queue = settings.queue_of(settings.load())
-    ask(f"Move {which} of {queue} back into the queue?", yes=yes, as_json=settings.json)
-    count = run_async(_apply, settings, which, "redrive")
-    if settings.json:
-        print_json({"redriven": count})
-    else:
-        click.echo(f"redriven {plural(count, 'dead letter')}")
+    question = "Move {which} of {queue} back into the queue?"
+    _change(settings, which, DeadLetterClient.redrive, question, "redriven", yes=yes)
 
 
 @dlq.command(
@@ -314,26 +312,33 @@ Example:
 @yes_option
 def purge(*, settings: Settings, which: _Filter, yes: bool) -> None:
     """Delete dead letters for good."""
+    question = "Delete {which} of {queue} for good?"
+    _change(settings, which, DeadLetterClient.purge, question, "purged", yes=yes)
+
+
+def _change(
+    settings: Settings, which: _Filter, change: _Change, question: str, done: str, *, yes: bool
+) -> None:
+    """Ask, change, tell how many were ``done``. ``question`` has places for ``which`` and ``queue``."""
     queue = settings.queue_of(settings.load())
-    ask(f"Delete {which} of {queue} for good?", yes=yes, as_json=settings.json)
-    count = run_async(_apply, settings, which, "purge")
+    ask(question.format(which=which, queue=queue), yes=yes, as_json=settings.json)
+    count = run_async(_apply, settings, which, change)
     if settings.json:
-        print_json({"purged": count})
+        print_json({done: count})
     else:
-        click.echo(f"purged {plural(count, 'dead letter')}")
+        click.echo(f"{done} {plural(count, 'dead letter')}")
 
 
-async def _apply(settings: Settings, which: _Filter, operation: str) -> int:
+async def _apply(settings: Settings, which: _Filter, change: _Change) -> int:
     async with _open(settings) as (letters, queue):
-        apply = letters.redrive if operation == "redrive" else letters.purge
         if which.everything:
-            return await apply()
+            return await change(letters)
         numbers = [letter.sequence_number async for letter in which.find(letters)]
         count = 0
         with _progress(settings, queue, len(numbers)) as advance:
             # From the front, so that a session's order is kept also between the calls.
             for start in range(0, len(numbers), _BATCH):
-                count += await apply(numbers[start : start + _BATCH])
+                count += await change(letters, numbers[start : start + _BATCH])
                 advance(min(_BATCH, len(numbers) - start))
         return count
 
