@@ -12,7 +12,6 @@ from typing import ClassVar, Final, final
 from queue_runtime.abc import Lease, ReceiverOptions
 from queue_runtime.messages import (
     Message,
-    MessageId,
     MessageState,
     PeekedMessage,
     QueueName,
@@ -24,7 +23,7 @@ from queue_runtime.messages import (
 )
 
 from .engine import FAIR_CHUNK, ClaimedMessage, Grant, QueueOptions, Refusal, Signals
-from .errors import lock_lost, queue_full, queue_not_found, session_locked
+from .errors import lock_lost, queue_not_found, session_locked
 from .heap_lane import (
     DEAD,
     DELAYED,
@@ -37,6 +36,7 @@ from .heap_lane import (
     Lock,
 )
 from .heap_queue import HeapQueue
+from .heap_send import store
 
 __all__ = ["HeapEngine", "HeapStore"]
 
@@ -92,45 +92,7 @@ class HeapEngine:
     # Sending
 
     def send(self, queue: QueueName, messages: Sequence[Message], now: float) -> list[SendResult]:
-        q, options = self._at(queue, now), self.options
-        at = datetime.fromtimestamp(now, UTC)
-        limit = options.max_queue_size
-        results: list[SendResult] = []
-        for message in messages:
-            window = 0.0 if message.deduplication_id is None else options.deduplication_window
-            if window and (first := self._first_seen(q, message.deduplication_id, now)) is not None:
-                results.append(SendResult(first, duplicate=True))
-                continue
-            if q.waiting + q.in_flight + len(q.scheduled) >= limit:
-                results.append(SendResult(None, error=queue_full(queue, limit)))
-                continue
-            message_id = message.message_id
-            if message_id is None:
-                message_id = q.new_id(q.sequence + 1)
-            if window:
-                q.seen[message.deduplication_id] = (message_id, now + window)
-            if message.scheduled_at is not None and message.scheduled_at > at:
-                sequence = q.schedule(message, message_id, message.scheduled_at.timestamp())
-            else:
-                sequence = q.enqueue(message, message_id, at, now, q.life(message, options))
-            results.append(SendResult(message_id, sequence))
-        q.sweep()
-        return results
-
-    def _first_seen(
-        self, q: HeapQueue, deduplication_id: str | None, now: float
-    ) -> MessageId | None:
-        """The id of the message that used the deduplication id inside its window."""
-        seen = q.seen
-        while seen and seen[oldest := next(iter(seen))][1] <= now:
-            del seen[oldest]
-        known = seen.get(deduplication_id)
-        if known is None:
-            return None
-        if known[1] > now:
-            return known[0]
-        del seen[deduplication_id]  # recorded by a connection with a shorter window
-        return None
+        return store(self._at(queue, now), queue, messages, self.options, now)
 
     def cancel_scheduled(
         self, queue: QueueName, sequence_numbers: Sequence[int], now: float
