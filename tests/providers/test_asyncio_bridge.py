@@ -6,7 +6,9 @@ import asyncio
 import contextvars
 import gc
 import random
+import selectors
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -664,6 +666,67 @@ async def test_a_value_that_arrives_while_a_crashed_loop_unwinds_is_returned(
         await bridge.run(add, 1, 2)
 
 
+async def test_calls_that_come_while_a_crashed_loop_unwinds(
+    bridge: AsyncioBridge, side: Side
+) -> None:
+    async def crash() -> None:
+        asyncio.get_running_loop().call_soon(sys.exit, 1)
+
+    async def call() -> None:
+        with pytest.raises(ConnectionFailed, match=r"SystemExit\(1\)"):
+            await bridge.run(side.wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await side.began.wait()
+        await bridge.run(crash)
+        await side.unwinding.wait()
+        with pytest.raises(ConnectionFailed, match=r"SystemExit\(1\)"):
+            await bridge.run(add, 1, 2)
+        assert side.log == ["began"]
+        side.open_gate("cleanup")
+
+
+class BreakableSelector(selectors.DefaultSelector):
+    broken = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.broken:
+            raise OSError("broken selector")
+        return super().select(timeout)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_loop_that_cannot_be_run_again(caplog: pytest.LogCaptureFixture) -> None:
+    selector = BreakableSelector()
+
+    def loop_factory() -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(selector)
+
+    async def call(bridge: AsyncioBridge) -> None:
+        with pytest.raises(ConnectionFailed, match="broken selector"):
+            await bridge.run(asyncio.Event().wait)
+
+    async def break_it() -> None:
+        selector.broken = True
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with (
+                await AsyncioBridge.open("test", loop_factory=loop_factory) as bridge,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(call, bridge)
+                await bridge.run(add, 1, 2)
+                await bridge.run(break_it)  # its result is there, and is returned
+                with pytest.raises(ConnectionFailed, match="broken selector"):
+                    await bridge.run(add, 1, 2)
+
+    trio.run(main)
+    gc.collect()
+    assert "Task was destroyed but it is pending" in caplog.text
+
+
 async def test_an_error_in_a_callback_does_not_stop_the_loop(
     bridge: AsyncioBridge, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -921,16 +984,16 @@ def test_the_end_of_the_run_closes_the_bridge(loop_factory: LoopFactory) -> None
     assert bridge_threads() == []
 
 
-def test_a_crash_of_the_run_ends_the_thread(loop_factory: LoopFactory) -> None:
-    threads: list[threading.Thread] = []
+def test_an_error_of_a_system_task_closes_the_bridge(loop_factory: LoopFactory) -> None:
+    log = []
 
-    async def crash() -> None:
+    async def crash() -> NoReturn:
         raise ValueError("in a system task")
 
     async def main() -> None:
         bridge = await AsyncioBridge.open("test", loop_factory=loop_factory)
-        threads.extend(t for t in threading.enumerate() if t.name == "asyncio-test")
         side = Side(bridge)
+        side.log = log
         bridge.start(side.endless)
         await side.began.wait()
         trio.lowlevel.spawn_system_task(crash)
@@ -938,10 +1001,32 @@ def test_a_crash_of_the_run_ends_the_thread(loop_factory: LoopFactory) -> None:
 
     with pytest.raises(trio.TrioInternalError):
         trio.run(main)
-    gc.collect()
-    (thread,) = threads
-    thread.join(30)
-    assert not thread.is_alive()
+    assert log == ["began", "unwound"]
+
+
+CRASH_OF_TRIO = """
+import asyncio, trio
+from queue_runtime.providers.asyncio_bridge import AsyncioBridge
+
+async def main():
+    bridge = await AsyncioBridge.open("test")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bridge.run, asyncio.sleep, 3600)
+        with trio.move_on_after(0):
+            await trio.lowlevel.wait_task_rescheduled(lambda _: None)  # not what trio accepts
+
+try:
+    trio.run(main)
+except trio.TrioInternalError:
+    print("crashed")
+"""
+
+
+def test_a_process_ends_although_trio_itself_crashed_under_a_call() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", CRASH_OF_TRIO], stdout=subprocess.PIPE, check=True, timeout=60
+    )
+    assert run.stdout == b"crashed\n"
 
 
 def test_an_interrupt_is_trios(loop_factory: LoopFactory) -> None:

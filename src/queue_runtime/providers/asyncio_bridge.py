@@ -77,7 +77,11 @@ class AsyncioBridge(trio.abc.AsyncResource):
             if bridge._ended.is_set():
                 thread.join()
                 raise bridge._refusal()
-        trio.lowlevel.spawn_system_task(bridge._close_with_run, name=f"close asyncio-{name}")
+        after_run = _AfterRun(bridge._close_soon)
+        trio.lowlevel.add_instrument(after_run)
+        trio.lowlevel.spawn_system_task(
+            bridge._close_with_run, after_run, name=f"close asyncio-{name}"
+        )
         return bridge
 
     def __init__(self, name: str) -> None:
@@ -185,16 +189,16 @@ class AsyncioBridge(trio.abc.AsyncResource):
     def _crash(self, cause: BaseException) -> None:
         self._to_loop.put(partial(self._end, cause))
 
-    async def _close_with_run(self) -> None:
+    async def _close_with_run(self, after_run: _AfterRun) -> None:
         """Let no thread outlive the trio run."""
         try:
             await self._ended.wait()
         except trio.Cancelled:
-            await self.aclose()
-            raise
-        except GeneratorExit:  # the run itself crashed: nobody is left to wait
             self._close_soon()
-            raise
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
+            self._thread.join()
+        trio.lowlevel.remove_instrument(after_run)
 
     # --- from the loop -----------------------------------------------------------------------------
 
@@ -397,11 +401,23 @@ class _Call:
 
 
 @final
+class _AfterRun(trio.abc.Instrument):
+    """Calls a function when the trio run is over, also when trio itself crashed and its tasks never end."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def after_run(self) -> None:
+        self._function()
+
+
+@final
 class _Crossing:
     """Work handed to another thread; what is put until that thread looks shares one wake-up.
 
     Args:
-        wake: Makes the other thread call a function soon; raises ``RuntimeError`` when that thread's loop is over.
+        wake: Makes the other thread call a function soon; raises ``RuntimeError`` when that thread's loop is over,
+            or ``OSError`` when it crashed (trio's).
     """
 
     def __init__(self, wake: Callable[[Callable[[], None]], object]) -> None:
@@ -422,8 +438,9 @@ class _Crossing:
             self._woken = True
         try:
             self._wake(self._drain)
-        except RuntimeError:
-            pass  # over: whoever ended it took the work by `close`, or there is nobody left to care
+        except (RuntimeError, OSError):
+            # It is over, or being torn down: whoever ended it took the work by `close`, or nobody is left to care.
+            pass
         return True
 
     def close(self) -> list[Callable[[], object]]:
