@@ -563,21 +563,8 @@ def test_no_envelope_crashes(value: object, kind: QueueKind) -> None:
     assert decode(with_envelope(value), kind).malformed is not None
 
 
-FIELDS = [
-    "id",
-    "was",
-    "correlation",
-    "type",
-    "ttl",
-    "dedup",
-    "sequence",
-    "due",
-    "enqueued",
-    "headers",
-    "body",
-    "session",
-    "dead",
-]
+TEXTS = ["id", "was", "correlation", "type", "dedup", "due", "enqueued", "body", "session"]
+FIELDS = [*TEXTS, "ttl", "sequence", "headers", "dead"]
 DEAD = ["reason", "description", "at", "first", "count"]
 json_fields = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json_values))
 json_dead = st.fixed_dictionaries({}, optional=dict.fromkeys(DEAD, json_values))
