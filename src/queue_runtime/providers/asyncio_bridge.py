@@ -143,7 +143,7 @@ class AsyncioBridge(trio.abc.AsyncResource):
         *args: *_Ts,
         on_crash: Callable[[BaseException], object] | None = None,
     ) -> BackgroundTask:
-        """Run an async function on the loop in the background, until it ends, is cancelled, or the bridge closes.
+        """Run an async function on the loop in the background, until it ends, is cancelled, or the loop ends.
 
         Args:
             function: What to run; what it returns is dropped.
@@ -170,7 +170,7 @@ class AsyncioBridge(trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def _submit(self, call: _Call) -> None:
-        if self._closing or not self._to_loop.put(call.begin):
+        if self._closing or self._cause is not None or not self._to_loop.put(call.begin):
             raise self._refusal()
 
     def _refusal(self) -> Exception:
