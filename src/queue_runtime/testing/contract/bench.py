@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from ...abc import DeadLetters, Lease, Provider, Receiver, ReceiverOptions, Sender
-from ...errors import QueueError, Unsupported
+from ...errors import InvalidReceipt, LockLost, QueueError, Unsupported
 from ...messages import (
     Capabilities,
     Delivery,
@@ -275,6 +275,22 @@ class Bench:
         expect_equal(len(deliveries), count, "deliveries received at most")
         return deliveries
 
+    async def gather(self, receiver: Receiver, count: int) -> list[Delivery]:
+        """Exactly ``count`` deliveries, completed as they come: more than one call or one lease may bring."""
+        until = trio.current_time() + self.environment.patience
+        gathered: list[Delivery] = []
+        while len(gathered) < count:
+            left = until - trio.current_time()
+            if left <= 0:
+                raise ContractViolated(
+                    f"expected {count} deliveries within {self.environment.patience} s, got "
+                    f"{len(gathered)}: {_short(bodies(gathered))}"
+                )
+            deliveries = await receiver.receive(count - len(gathered), left)
+            await self.finish(receiver, deliveries)
+            gathered += deliveries
+        return gathered
+
     async def expect_nothing(self, receiver: Receiver, timeout: float, why: str) -> None:
         """Receive until ``timeout``: there must be nothing."""
         deliveries = await receiver.receive(10, timeout)
@@ -357,8 +373,12 @@ class Bench:
         return answer[0]
 
     async def drain(self, receiver: Receiver, quiet: float | None = None) -> list[Delivery]:
-        """Receive and complete until nothing came for ``quiet`` seconds."""
-        quiet = self.environment.tolerance if quiet is None else quiet
+        """Receive and complete until nothing came for ``quiet`` seconds, or the tolerance where that is longer.
+
+        A broker with ``exact`` semantics, which is at hand, is taken at its word sooner.
+        """
+        if quiet is None or not self.environment.exact:
+            quiet = max(quiet or 0.0, self.environment.tolerance)
         drained: list[Delivery] = []
         while deliveries := await receiver.receive(100, quiet):
             await self.complete(receiver, deliveries)
@@ -367,13 +387,40 @@ class Bench:
 
     async def dead(self, count: int) -> list[PeekedMessage]:
         """The dead letters, once there are ``count`` of them."""
-        dead_letters = await self.dead_letters()
+        return await self.dead_in(await self.dead_letters(), count)
+
+    async def dead_in(self, dead_letters: DeadLetters, count: int) -> list[PeekedMessage]:
+        """As :meth:`dead`, seen through another connection."""
         found: list[PeekedMessage] = []
-        with trio.move_on_after(self.environment.tolerance):
+        environment = self.environment
+        with trio.move_on_after(
+            environment.tolerance if environment.exact else environment.patience
+        ):
             while len(found := await dead_letters.peek(1_000)) < count:  # noqa: ASYNC110  # no event
                 await trio.sleep(0.02)
         expect_equal(len(found), count, "dead letters")
         return found
+
+    # What differs from broker to broker
+
+    @property
+    def settled_before(self) -> tuple[type[QueueError], ...]:
+        """How a second settlement is refused, where the first one may have ended the lease."""
+        if self.environment.exact or self.capabilities.keeps_empty_sessions:
+            return (InvalidReceipt,)
+        return (InvalidReceipt, LockLost)
+
+    @property
+    def tolerance_of_delays(self) -> float:
+        """Seconds by which what was delayed may come late."""
+        return self.environment.tolerance + self.environment.resolution
+
+    def expect_count(self, actual: int, expected: int, what: str) -> None:
+        """Go on only if a delivery count is right: where a delivery nobody saw counts, it may be higher."""
+        if self.capabilities.release_restores_count:
+            expect_equal(actual, expected, what)
+        else:
+            expect(actual >= expected, f"{what}: expected at least {expected}, got {actual}")
 
     # Time
 

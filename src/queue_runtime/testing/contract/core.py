@@ -45,9 +45,11 @@ class ContractEnvironment:
         queue_name: Makes the name of a queue that nobody used before.
         tolerance: Seconds by which anything timed may come late: a message that was just sent, a lock that
             just expired, a scheduled time.
+        resolution: Seconds the broker's delays are whole multiples of: one that is not is rounded up; 0: any delay is
+            kept as it is.
         empty_tolerance: Seconds by which an empty ``receive`` may come after its timeout.
         delay: Seconds that delayed, scheduled and expiring messages of the cases wait; at most half of a lock's
-            duration.
+            duration, and a multiple of ``resolution``.
         patience: Seconds after which a single wait has failed.
         case_timeout: Seconds after which a case has failed.
         longest_wait: Cases that would wait longer than this (such as for a lock of five minutes) are skipped.
@@ -57,7 +59,11 @@ class ContractEnvironment:
         exact: The broker goes beyond the ports' words like the embedded one: a redriven message returns to
             its original place, before later ones of its session; an expired lock counts a delivery against
             its lowest message only; an expired message in flight is not disturbed; a bad settlement is told
-            apart exactly (``LockLost`` or ``InvalidReceipt``).
+            apart exactly (``LockLost`` or ``InvalidReceipt``); statistics are right at once; a message may be as
+            large as its limit says, whatever is in it. Without it statistics and dead letters have ``patience``
+            to become right.
+        reports_duplicates: A dropped duplicate is acknowledged as such, with the id of the first message.
+            Otherwise it is only dropped.
         deduplication_window: Seconds the broker remembers a deduplication id; ``None``: too long to wait.
         load_messages: Messages of the load cases.
         load_consumers: Concurrent consumers of the load cases.
@@ -73,6 +79,7 @@ class ContractEnvironment:
     open_provider: _OpenProvider
     queue_name: Callable[[], QueueName] = _fresh_queue_name
     tolerance: float = 1.0
+    resolution: float = 0.0
     empty_tolerance: float = 0.1
     delay: float = 0.5
     patience: float = 30.0
@@ -81,6 +88,7 @@ class ContractEnvironment:
     real_clock: bool = True
     now: Callable[[], datetime] = _now
     exact: bool = False
+    reports_duplicates: bool = True
     deduplication_window: float | None = None
     load_messages: int = 5_000
     load_consumers: int = 50

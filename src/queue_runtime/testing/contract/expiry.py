@@ -59,7 +59,7 @@ async def a_lock_expires_and_is_taken_over(bench: Bench) -> None:
     late = now - got - lock
     expect(late <= bench.environment.tolerance, f"taken over {late:.3f} s after the expiry")
     expect_equal(taken.message_id, held.message_id, "the message taken over")
-    expect_equal(taken.delivery_count, 2, "its delivery count")
+    bench.expect_count(taken.delivery_count, 2, "its delivery count")
     if bench.session is not None:
         expect(taken.lease.token > held.lease.token, "the next holder's token is not higher")
     refusal = LockLost if bench.environment.exact else (LockLost, InvalidReceipt)
@@ -139,7 +139,7 @@ async def a_released_lease_cannot_be_renewed(bench: Bench) -> None:
 
 @case("lock_renewal")
 async def a_settled_message_has_no_lease(bench: Bench) -> None:
-    """Settling a message without a session ends its lease; a session's lease outlives its messages."""
+    """Settling a message without a session ends its lease; a session's outlives its messages where that is declared."""
     receiver = await bench.receiver()
     await bench.send(*bench.messages(1))
     [alone] = await bench.receive(receiver, 1)
@@ -150,7 +150,10 @@ async def a_settled_message_has_no_lease(bench: Bench) -> None:
         [delivery] = await bench.receive(receiver, 1)
         await bench.complete(receiver, delivery)
         answer = await bench.renew(receiver, delivery.lease)
-        expect_equal(answer, None, "renewing the lease of an empty session")
+        if bench.capabilities.keeps_empty_sessions:
+            expect_equal(answer, None, "renewing the lease of an empty session")
+        else:
+            expect_refused(answer, LockLost, "renewing the lease of an empty session")
 
 
 @case(waits=True)

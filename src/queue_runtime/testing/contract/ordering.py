@@ -33,8 +33,7 @@ async def in_send_order(bench: Bench) -> None:
     for number in range(1, 21):
         await bench.send(*[bench.messages(1, name, first=number)[0] for name in names])
     receiver = await bench.receiver()
-    deliveries = await bench.receive(receiver, 100)
-    await bench.complete(receiver, deliveries)
+    deliveries = await bench.gather(receiver, 100)
     for name in names:
         got = [d.body.decode() for d in deliveries if d.session_id == name]
         expect_equal(got, [str(n) for n in range(1, 21)], f"the order of session {name}")
@@ -87,7 +86,7 @@ async def head_and_tail_given_back(bench: Bench) -> None:
     await receiver.release([head.lease])
     again = await bench.receive(other, 5)
     expect_equal(bodies(again), ["1", "2", "3", "4", "5"], "the order after giving a batch back")
-    expect_equal(again[0].delivery_count, 2, "the count of the abandoned head")
+    bench.expect_count(again[0].delivery_count, 2, "the count of the abandoned head")
     if bench.capabilities.release_restores_count:
         counts = [delivery.delivery_count for delivery in again[1:]]
         expect_equal(counts, [1, 1, 1, 1], "the counts of the released tail")
@@ -101,9 +100,17 @@ async def abandoned_while_later_ones_are_in_flight(bench: Bench) -> None:
     await bench.send(*bench.messages(4, "session"))
     first, second, third = await bench.receive(receiver, 3)
     await bench.abandon(receiver, first)
-    again = await receiver.receive(1, bench.environment.patience)
+    if bench.capabilities.keeps_empty_sessions:
+        again = await receiver.receive(1, bench.environment.patience)
+    else:
+        # All of a lease comes in one call: nothing more of the session before the tail is settled.
+        await bench.expect_nothing(receiver, 0.15, "the tail of the session is in flight")
+        await bench.complete(receiver, [second, third])
+        again = await receiver.receive(1, bench.environment.patience)
     expect_equal(bodies(again), ["1"], "the delivery after the head was abandoned")
-    await bench.complete(receiver, [*again, second, third])
+    await bench.complete(receiver, again)
+    if bench.capabilities.keeps_empty_sessions:
+        await bench.complete(receiver, [second, third])
     [fourth] = await bench.receive(receiver, 1)
     expect_equal(fourth.body, b"4", "the one after the batch")
     await bench.complete(receiver, fourth)
@@ -129,16 +136,16 @@ async def a_delay_holds_the_session(bench: Bench) -> None:
     [free] = await bench.receive(other, 1)
     expect_equal(free.session_id, "free", "what is delivered beside a delayed session")
     await bench.complete(other, free)
-    again = await bench.receive(other, 1)
+    again = await other.receive(4, bench.environment.patience)
     waited = trio.current_time() - abandoned
     expect(
         waited >= delay - 0.05, f"delivered {waited:.3f} s after a delay of {delay} s was asked for"
     )
     late = waited - delay
-    expect(late <= bench.environment.tolerance, f"the retry came {late:.3f} s too late")
-    again += await bench.receive(other, 3)
+    expect(late <= bench.tolerance_of_delays, f"the retry came {late:.3f} s too late")
+    again += await bench.receive(other, 4 - len(again)) if len(again) < 4 else []
     expect_equal(bodies(again), ["1", "2", "3", "4"], "the order after a delayed retry")
-    expect_equal(again[0].delivery_count, 2, "the count of the retried message")
+    bench.expect_count(again[0].delivery_count, 2, "the count of the retried message")
     await bench.complete(other, again)
 
 
@@ -154,9 +161,10 @@ async def a_delay_holds_the_session_of_its_holder(bench: Bench) -> None:
     waited = trio.current_time() - abandoned
     expect_equal(bodies(again), ["1"], "the delivery after the delay")
     expect(waited >= bench.environment.delay - 0.05, f"delivered after {waited:.3f} s")
-    again += await bench.receive(receiver, 1)
-    expect_equal(bodies(again), ["1", "2"], "the order after the delay")
     await bench.complete(receiver, again)
+    [second] = await bench.receive(receiver, 1)
+    expect_equal(second.body, b"2", "what follows it")
+    await bench.complete(receiver, second)
 
 
 @case("abandon_delay", waits=True)
@@ -193,7 +201,7 @@ async def a_lost_lock_resumes_at_the_lowest(bench: Bench) -> None:
         if bench.environment.exact:
             expect(isinstance(error, LockLost), f"expected LockLost, got {error!r}")
     counts = [delivery.delivery_count for delivery in taken]
-    expect_equal(counts[0], 2, "the count of the message that may have been started")
+    bench.expect_count(counts[0], 2, "the count of the message that may have been started")
     if bench.environment.exact:
         expect_equal(counts[1:], [1, 1, 1], "the counts of those that cannot have been started")
     await bench.complete(other, taken)

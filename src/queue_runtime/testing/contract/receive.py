@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from ...messages import Delivery, Message
-from .bench import Bench, bodies, expect, expect_equal, running
+from .bench import Bench, bodies, expect, expect_equal, running, skip
 from .core import case
 
 
@@ -101,6 +101,68 @@ async def at_most_so_many(bench: Bench) -> None:
         expect(0 < len(deliveries) <= limit, f"asked for {limit}, got {len(deliveries)}")
         got += len(deliveries)
         await bench.complete(receiver, deliveries)
+
+
+@case()
+async def more_is_asked_for_than_a_call_brings(bench: Bench) -> None:
+    """However much is asked for: a call returns no more than is declared, and the next calls the rest."""
+    count = 25
+    for number in range(1, count + 1):
+        session = f"session-{number}" if bench.capabilities.sessions else None
+        await bench.send(*bench.messages(1, session, first=number))
+    receiver = await bench.receiver()
+    most = bench.capabilities.max_receive_messages or count
+    got: list[Delivery] = []
+    while len(got) < count:
+        deliveries = await receiver.receive(1_000, bench.environment.patience)
+        expect(0 < len(deliveries) <= most, f"a call brought {len(deliveries)}, not up to {most}")
+        got += deliveries
+    expect_equal(sorted(bodies(got), key=int), [str(n) for n in range(1, count + 1)], "all of them")
+    await bench.complete(receiver, got)
+
+
+@case("sessions")
+async def calls_side_by_side(bench: Bench) -> None:
+    """Where calls overlap, no call brings more of a session while another's of it is unsettled."""
+    calls = bench.capabilities.max_concurrent_receives
+    if calls == 1:
+        skip("calls do not overlap: max_concurrent_receives is 1")
+    sessions, each = 6, 12
+    for number in range(1, each + 1):
+        await bench.send(
+            *[bench.messages(1, f"s{which}", first=number)[0] for which in range(sessions)]
+        )
+    receiver = await bench.receiver()
+    unsettled: set[str | None] = set()
+    got: dict[str | None, list[str]] = {f"s{which}": [] for which in range(sessions)}
+    left = sessions * each
+    done = trio.Event()
+
+    async def consume() -> None:
+        nonlocal left
+        while True:
+            deliveries = await receiver.receive(5, bench.environment.patience)
+            for session in {delivery.session_id for delivery in deliveries}:
+                expect(session not in unsettled, f"{session} came while an earlier call's was open")
+                of_session = [each for each in deliveries if each.session_id == session]
+                unsettled.add(session)
+                got[session] += bodies(of_session)
+            await trio.sleep(0.002)
+            # Before they are settled: from then on another call may bring the next ones.
+            unsettled.difference_update(delivery.session_id for delivery in deliveries)
+            await bench.finish(receiver, deliveries)
+            left -= len(deliveries)
+            if not left:
+                done.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(calls, 8)):
+            nursery.start_soon(consume)
+        with trio.fail_after(bench.environment.patience):
+            await done.wait()
+        nursery.cancel_scope.cancel()
+    for session, order in got.items():
+        expect_equal(order, [str(n) for n in range(1, each + 1)], f"the order of {session}")
 
 
 @case()
