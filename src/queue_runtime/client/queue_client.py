@@ -216,8 +216,13 @@ class QueueClient:
             try:
                 lease = await self._calls(receiver.accept, wanted, seconds, allowance=seconds)
                 inbox = Inbox(receiver, keeps_leases=True)
+                session = (
+                    None
+                    if lease is None
+                    else SessionReceiver(self._calls, self._holding, inbox, lease)
+                )
                 with block.inside():
-                    yield lease and SessionReceiver(self._calls, self._holding, inbox, lease)
+                    yield session
             finally:
                 self._holding.disown(receiver)
                 await self._calls.close([receiver])
