@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -25,24 +24,26 @@ from strict import StrictService
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 """Above anything that SQS itself should refuse with an error of its own."""
 
-Call = Callable[[str, str, dict[str, str], bytes], Awaitable[tuple[int, dict[str, str], bytes]]]
+Answer = tuple[int, dict[str, str], bytes]
 
 
-async def call_service(
-    action: str, path: str, headers: dict[str, str], body: bytes
-) -> tuple[int, dict[str, str], bytes]:
-    """Let ministack answer one request."""
-    answer: tuple[int, dict[str, str], bytes] = await sqs.handle_request(
-        "POST", path, headers, body, {}
-    )
-    return answer
+class LaxService:
+    """ministack as it is."""
+
+    async def call(self, action: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Answer one request."""
+        answer: Answer = await sqs.handle_request("POST", path, headers, body, {})
+        return answer
+
+    def throttled(self, action: str, body: bytes) -> None:
+        """A request is about to be answered with throttling."""
 
 
 class Server:
     """Answers requests, counts them by action, and fails those a test has asked to fail."""
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, service: LaxService | StrictService) -> None:
+        self._service = service
         self._calls: Counter[str] = Counter()
         self._failures: list[dict[str, Any]] = []
 
@@ -65,14 +66,18 @@ class Server:
         body = await request.read()
         action = headers.get("x-amz-target", "").removeprefix("AmazonSQS.")
         self._calls[action] += 1
+        # Every connection is served by a task of its own: these are set for this request only.
+        set_request_account_id(extract_access_key_id(headers))
+        set_request_region(extract_region(headers))
         failure = self._next_failure(action)
         if failure is not None:
+            if "Throttl" in failure["code"]:
+                self._service.throttled(action, body)
             status, answer_headers, answer = error_response(failure)
         else:
-            # Every connection is served by a task of its own: these are set for this request only.
-            set_request_account_id(extract_access_key_id(headers))
-            set_request_region(extract_region(headers))
-            status, answer_headers, answer = await self._call(action, request.path, headers, body)
+            status, answer_headers, answer = await self._service.call(
+                action, request.path, headers, body
+            )
         return web.Response(status=status, headers=answer_headers, body=answer)
 
     def _next_failure(self, action: str) -> dict[str, Any] | None:
@@ -83,7 +88,7 @@ class Server:
         return None
 
 
-def error_response(failure: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+def error_response(failure: dict[str, Any]) -> Answer:
     """An error in the JSON protocol of AWS."""
     status, headers, body = sqs._json_err_resp(
         failure["code"], failure["message"], failure["status"]
@@ -91,8 +96,8 @@ def error_response(failure: dict[str, Any]) -> tuple[int, dict[str, str], bytes]
     return status, {**headers, **failure["headers"]}, body
 
 
-async def serve(port: int, call: Call) -> None:
-    runner = web.AppRunner(Server(call).application(), access_log=None, shutdown_timeout=0)
+async def serve(port: int, service: LaxService | StrictService) -> None:
+    runner = web.AppRunner(Server(service).application(), access_log=None, shutdown_timeout=0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
@@ -113,8 +118,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--lax", action="store_true", help="ministack as it is")
     arguments = parser.parse_args()
-    call = call_service if arguments.lax else StrictService().call
-    asyncio.run(serve(arguments.port, call))
+    asyncio.run(serve(arguments.port, LaxService() if arguments.lax else StrictService()))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,14 @@ class StrictService:
             answer = sqs._json_err_resp(error.code, error.message, error.status)
         return answer
 
+    def throttled(self, action: str, body: bytes) -> None:
+        """A request is about to be answered with throttling: its attempt cannot be made again."""
+        data: Data = json.loads(body)
+        attempt_id = data.get("ReceiveRequestAttemptId")
+        if action == "ReceiveMessage" and attempt_id is not None:
+            queue = sqs._get_q(data.get("QueueUrl", ""))
+            state_of(queue).attempts[attempt_id] = Attempt(time.time(), 0, [({}, "")])
+
 
 def prune_dedup(queue: Queue) -> None:
     """Forget the ids whose window is over; ministack copies all others each time, for every message sent."""
@@ -175,6 +183,7 @@ def purge_queue(data: Data) -> Result:
         )
     state.purged_at = time.monotonic()
     remove(queue, list(queue["messages"]))
+    queue["dedup_cache"].clear()
     return {}
 
 
@@ -383,7 +392,8 @@ def claim(queue: Queue, data: Data) -> tuple[list[Message], float]:
     received: list[Message] = []
     next_at = float("inf")
     limit, dead_letters = redrive_policy(queue)
-    for message in deliverable(queue, now, count):
+    # A message may turn out to be a dead letter.
+    for message in deliverable(queue, now, count if dead_letters is None else 2 * count):
         if isinstance(message, float):
             next_at = min(next_at, message)
         elif dead_letters is not None and message["receive_count"] >= limit:
@@ -432,21 +442,25 @@ def deliverable(queue: Queue, now: float, count: int) -> Iterator[Message | floa
         members = groups.setdefault(group, [])
         members.append(message)
         first = members if first is None else first
-        # A message may turn out to be a dead letter, hence twice as many.
-        if len(first) >= 2 * count:
+        if len(first) >= count:
             break
     for members in groups.values():
         yield from members
 
 
 def replay(state: State, attempt_id: str, now: float) -> list[Message]:
-    """What the same attempt brought before, if nothing of it was touched since; its visibility starts anew."""
+    """What the same attempt brought before, its visibility started anew; refused if any of it was touched since."""
     attempt = state.attempts.get(attempt_id)
     if attempt is None or now - attempt.at > ATTEMPT_SECONDS:
         return []
     for message, receipt in attempt.receipts:
         if not is_in_flight(message, receipt, now) or message["changed"]:
-            return []
+            raise invalid(
+                "ReceiveRequestAttemptId",
+                attempt_id,
+                "The receiveRequestAttemptId is not valid anymore since the receive call is not "
+                "retryable.",
+            )
     for message, _ in attempt.receipts:
         message["visible_at"] = now + attempt.visibility
     return [message for message, _ in attempt.receipts]
@@ -489,6 +503,7 @@ def bury(queue: Queue, messages: list[Message], dead_letters: Queue, now: float)
             | {
                 "receipt_handle": None,
                 "visible_at": now,
+                "dedup_id": message["id"] if queue["is_fifo"] else None,
                 "dead_letter_source": queue["attributes"]["QueueArn"],
             }
         )

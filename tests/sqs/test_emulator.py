@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from .emulator import Emulator, Failure, open_emulator, sqs_for_tests
+from .emulator import Emulator, Failure, open_emulator, require_emulator, sqs_for_tests
 
 EMULATOR = Path(__file__).with_name("emulator.py")
 
@@ -320,7 +320,20 @@ def test_an_attempt_of_which_something_was_touched_is_not_replayed(sqs: Sqs, tou
         sqs.delete(url, first)
     else:
         sqs.change(url, first, 60)
-    assert sqs.get(url, ReceiveRequestAttemptId="try") == []
+    code, text = sqs.refused(lambda: sqs.get(url, ReceiveRequestAttemptId="try"))
+    assert code == "InvalidParameterValue"
+    assert "not retryable" in text
+
+
+def test_an_attempt_that_was_throttled_needs_another_id(sqs: Sqs, emulator: Emulator) -> None:
+    url = sqs.new_queue()
+    sqs.put(url, "x")
+    emulator.fail(Failure(count=1, action="ReceiveMessage"))
+    code, _ = sqs.refused(lambda: sqs.get(url, ReceiveRequestAttemptId="try"))
+    assert code == "ThrottlingException"
+    code, _ = sqs.refused(lambda: sqs.get(url, ReceiveRequestAttemptId="try"))
+    assert code == "InvalidParameterValue"
+    assert bodies(sqs.get(url, wait=1, ReceiveRequestAttemptId="again")) == ["x"]
 
 
 def test_a_long_poll_ends_with_the_message_or_with_its_time(sqs: Sqs) -> None:
@@ -397,6 +410,7 @@ def test_a_message_received_too_often_moves_when_it_would_be_received_again(sqs:
     assert letter["Body"] == "1"
     assert letter["MessageId"] == first["MessageId"]
     assert letter["Attributes"]["MessageGroupId"] == "g"
+    assert letter["Attributes"]["MessageDeduplicationId"] == letter["MessageId"]
     assert "DeadLetterQueueSourceArn" in letter["Attributes"]
 
 
@@ -586,11 +600,16 @@ def test_counts_tell_visible_in_flight_and_delayed(sqs: Sqs) -> None:
 
 def test_purging_takes_what_is_in_flight_and_rests_a_minute(sqs: Sqs) -> None:
     url = sqs.new_queue()
-    sqs.put(url, "1", "2", group="a")
+    message = {"MessageBody": "x", "MessageGroupId": "g", "MessageDeduplicationId": "same"}
+    sqs.send_message(QueueUrl=url, **message)
+    sqs.put(url, "2", group="g")
     sqs.get(url, wait=1, count=1)
     sqs.purge_queue(QueueUrl=url)
     sqs.wait_visible(url, 0)
     assert sqs.counts(url) == (0, 0, 0)
+    # It forgets the deduplication ids as well.
+    sqs.send_message(QueueUrl=url, **message)
+    assert bodies(sqs.get(url, wait=1)) == ["x"]
     code, _ = sqs.refused(lambda: sqs.purge_queue(QueueUrl=url))
     assert code == "AWS.SimpleQueueService.PurgeQueueInProgress"
 
@@ -638,6 +657,7 @@ def test_requests_fail_when_asked_to(sqs: Sqs, emulator: Emulator) -> None:
 
 
 def test_it_is_gone_afterwards_with_all_its_files() -> None:
+    require_emulator()
     folder = Path(tempfile.gettempdir())
     before = set(folder.glob("queue-runtime-sqs-*"))
     with open_emulator() as emulator:
@@ -654,6 +674,7 @@ def test_it_is_gone_afterwards_with_all_its_files() -> None:
 
 
 def test_a_command_runs_against_it() -> None:
+    require_emulator()
     script = "import os, sys; print(sys.argv[1] == os.environ['QUEUE_RUNTIME_TEST_SQS_URL'])"
     command = [sys.executable, str(EMULATOR), "--lax", "--", sys.executable, "-c", script, "{url}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -661,6 +682,7 @@ def test_a_command_runs_against_it() -> None:
 
 
 def test_it_ends_with_whoever_started_it() -> None:
+    require_emulator()
     with subprocess.Popen(
         [sys.executable, str(EMULATOR)],
         stdin=subprocess.PIPE,
