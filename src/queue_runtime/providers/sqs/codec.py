@@ -84,7 +84,7 @@ _MAX_ID: Final = 128
 _UNSENT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that SQS refuses: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html"""
 _ATTRIBUTE_NAME: Final = re.compile(
-    r"(?!aws|amazon)(?!\.)(?:[A-Za-z0-9_-]|\.(?!\.|$)){1,256}", re.IGNORECASE
+    r"(?!aws|amazon)(?!\.)(?:[A-Za-z0-9_-]|\.(?!\.|$)){1,256}", re.ASCII | re.IGNORECASE
 )
 _PLAIN_ID: Final = re.compile(r"(?!~[thn]:)[!-~]{1,128}")
 _GENERATED_ID: Final = re.compile(r"~n:[0-9a-f]{32,64}")

@@ -41,9 +41,9 @@ _MAX_NAME: Final = 80  # the suffix counts
 _FIFO: Final = ".fifo"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.fifo)?")
 _REGION: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_ACCOUNT: Final = re.compile(r"\d{12}")
-_ROLE: Final = re.compile(r"arn:[a-z-]+:iam::\d{12}:role/\S+")
-_LOOPBACK: Final = re.compile(r"localhost|(?:[a-z0-9-]+\.)+localhost|127(?:\.\d{1,3}){3}|::1")
+_ACCOUNT: Final = re.compile(r"[0-9]{12}")
+_ROLE: Final = re.compile(r"arn:[a-z-]+:iam::[0-9]{12}:role/\S+")
+_LOOPBACK: Final = re.compile(r"localhost|(?:[a-z0-9-]+\.)+localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 _DOMAINS: Final = (
     r"(?:amazonaws\.com(?:\.cn)?|amazonaws\.eu|api\.aws|api\.amazonwebservices\.(?:com\.cn|eu)"
