@@ -14,10 +14,16 @@ AFFORDABLE_BYTES = 64 * 2**20
 AFFORDABLE_MESSAGES = 20_000
 
 
+ALLOWANCE = 4_096
+"""Bytes of a message that a wire format may need for itself, where a broker's limit is one of the wire."""
+
+
 def sized(bench: Bench, size: int, name: str = "n") -> Message:
     """A message of exactly ``size`` bytes, a part of them in a header."""
     message = Message(b"", session_id=bench.session, headers={name: "größe"})
-    return attrs.evolve(message, body=bytes(size - message.size))
+    # NUL is what a broker of text has to encode, and what is encoded grows.
+    fill = b"\x00" if bench.environment.exact else b"x"
+    return attrs.evolve(message, body=fill * (size - message.size))
 
 
 @case()
@@ -35,9 +41,7 @@ async def a_full_batch(bench: Bench) -> None:
     receiver = await bench.receiver()
     got: list[str] = []
     while len(got) < count:
-        deliveries = await bench.receive(receiver, min(50, count - len(got)))
-        got += bodies(deliveries)
-        await bench.finish(receiver, deliveries)
+        got += bodies(await bench.gather(receiver, min(50, count - len(got))))
     expected_bodies = [str(number) for number in range(1, count + 1)]
     if bench.session is None:
         got.sort(key=int)
@@ -83,12 +87,13 @@ async def too_many_bytes_in_a_batch(bench: Bench) -> None:
 
 @case()
 async def the_largest_message(bench: Bench) -> None:
-    """A message of exactly the largest size is stored and comes back whole."""
+    """A message of the largest size is stored and comes back whole."""
     limit = bench.capabilities.max_message_bytes
     if limit > AFFORDABLE_BYTES:
         skip(f"a message may have {limit} bytes: too many to try")
-    message = sized(bench, limit)
-    expect_equal(message.size, limit, "the size of the case's message")
+    size = limit if bench.environment.exact else limit - ALLOWANCE
+    message = sized(bench, size)
+    expect_equal(message.size, size, "the size of the case's message")
     await bench.send(message)
     receiver = await bench.receiver()
     [delivery] = await bench.receive(receiver, 1)
@@ -111,8 +116,10 @@ async def one_byte_too_large(bench: Bench) -> None:
     ):
         error = await raised_by(sender.send(messages))
         expect(isinstance(error, MessageTooLarge), f"expected MessageTooLarge, got {error!r}")
-        if isinstance(error, MessageTooLarge):
+        if isinstance(error, MessageTooLarge) and bench.environment.exact:
             expect_equal((error.size, error.limit), (limit + 1, limit), "size and limit")
+        elif isinstance(error, MessageTooLarge):
+            expect(error.size > error.limit, f"a size of {error.size} is within {error.limit}")
     receiver = await bench.receiver()
     await bench.expect_nothing(receiver, 0.2, "the batch was refused")
 
@@ -169,10 +176,9 @@ async def senders_side_by_side(bench: Bench) -> None:
         for position, name in enumerate(names):
             nursery.start_soon(produce, name, 100 * position)
     receiver = await bench.receiver()
-    deliveries = await bench.receive(receiver, 100)  # of ten sessions: within max_per_session
+    deliveries = await bench.gather(receiver, 100)
     expected = [str(100 * task + number) for task in range(10) for number in range(10)]
     expect_equal(sorted(map(int, bodies(deliveries))), sorted(map(int, expected)), "what is stored")
     for name in names:
         got = [int(d.body) for d in deliveries if name is not None and d.session_id == name]
         expect_equal(got, sorted(got), f"the order of {name}")
-    await bench.complete(receiver, deliveries)

@@ -131,7 +131,11 @@ async def closed_although_cancelled(bench: Bench) -> None:
 async def closing_restores_counts(bench: Bench) -> None:
     """Closing gives unsettled messages back, uncounted where that is possible."""
     await bench.send(*bench.messages(1, bench.session))
-    for closes in range(3):
+    probe = await bench.receiver()
+    times = 3
+    if not bench.capabilities.release_restores_count and probe.max_delivery_count is not None:
+        times = min(times, probe.max_delivery_count - 1)
+    for closes in range(times):
         receiver = await bench.receiver()
         [delivery] = await bench.receive(receiver, 1)
         if bench.capabilities.release_restores_count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from ...messages import MessageState, Settlement, SettlementAction
+from ...messages import Delivery, MessageState, PeekedMessage, Settlement, SettlementAction
 from .bench import Bench, bodies, expect, expect_equal, expect_unsupported, raised_by, skip
 from .core import case, unsupported_case
 
@@ -32,18 +32,31 @@ async def without_session_halt(bench: Bench) -> None:
     await bench.complete(receiver, delivery)
 
 
+def numbers_of(dead: list[PeekedMessage]) -> dict[str, int]:
+    """The sequence number of each dead letter, by its body."""
+    return {body: each.sequence_number for body, each in zip(bodies(dead), dead, strict=True)}
+
+
 async def kill(bench: Bench, numbers: list[int], total: int, session: str | None) -> None:
     """Send ``total`` messages; dead-letter those of ``numbers`` and complete what lies before the last of them."""
     await bench.send(*bench.messages(total, session))
     receiver = await bench.receiver(max_per_session=1)
-    for number in range(1, max(numbers) + 1):
+    last = max(numbers)
+    left = set(range(1, last + 1))
+    held: list[Delivery] = []  # without a session what comes later may be delivered before
+    while left:
         [delivery] = await bench.receive(receiver, 1)
+        number = int(delivery.body)
         if session is not None:
-            expect_equal(delivery.body, str(number).encode(), "the next message of the session")
-        if int(delivery.body) in numbers:
+            expect_equal(number, min(left), "the next message of the session")
+        left.discard(number)
+        if number in numbers:
             await bench.dead_letter(receiver, delivery)
-        else:
+        elif number <= last:
             await bench.complete(receiver, delivery)
+        else:
+            held.append(delivery)
+    await bench.give_back(receiver, held)
     await receiver.aclose()
 
 
@@ -77,7 +90,7 @@ async def by_word(bench: Bench) -> None:
 
 @case("dead_letters")
 async def the_session_goes_on(bench: Bench) -> None:
-    """After a dead letter the next message of the session is delivered, within the same lease."""
+    """After a dead letter the next messages of the session are delivered."""
     await bench.send(*bench.messages(3, bench.session))
     receiver = await bench.receiver()
     deliveries = await bench.receive(receiver, 3)
@@ -97,6 +110,7 @@ async def after_too_many_failures(bench: Bench) -> None:
     limit = bench.delivery_limit(receiver)
     await bench.send(*bench.messages(2, bench.session))
     counts: list[int] = []
+    held: list[Delivery] = []
     while len(counts) < limit:
         [delivery] = await bench.receive(receiver, 1)
         if delivery.body == b"1":
@@ -104,18 +118,26 @@ async def after_too_many_failures(bench: Bench) -> None:
             await bench.abandon(receiver, delivery)
         else:
             expect(bench.session is None, "the second message came before the first was settled")
-            await bench.give_back(receiver, delivery)
+            held.append(delivery)
     expect_equal(counts, list(range(1, limit + 1)), "the delivery counts")
-    [dead] = await bench.dead(1)
-    expect_equal(bodies([dead]), ["1"], "the dead letter")
-    info = dead.dead_letter
+    dead_letters = await bench.dead_letters()
+    if bench.environment.exact:
+        await bench.dead(1)
+    # Some brokers move a message when they would deliver it once more.
+    with trio.fail_after(bench.environment.patience):
+        while not held or not (found := await dead_letters.peek(10)):
+            held += await receiver.receive(1, 0.05)
+    expect_equal(bodies(held), ["2"], "what follows the dead letter")
+    expect_equal(bodies(found), ["1"], "the dead letter")
+    info = found[0].dead_letter
     if info is None:
         raise AssertionError("a dead letter has no DeadLetterInfo")
     expect_equal(info.reason, "MaxDeliveryCountExceeded", "the reason")
-    expect_equal(info.delivery_count, limit, "the delivery count kept")
-    [second] = await bench.receive(receiver, 1)
-    expect_equal(second.body, b"2", "what follows the dead letter")
-    await bench.complete(receiver, second)
+    if bench.environment.exact:
+        expect_equal(info.delivery_count, limit, "the delivery count kept")
+    else:
+        expect(info.delivery_count >= limit, f"the delivery count kept is {info.delivery_count}")
+    await bench.complete(receiver, held)
 
 
 @case("dead_letters", waits=True)
@@ -137,7 +159,7 @@ async def after_too_many_silent_consumers(bench: Bench) -> None:
                 await bench.complete(receiver, delivery)
     expect_equal(counts, list(range(1, limit + 1)), "the delivery counts")
     dead_letters = await bench.dead_letters()
-    with trio.fail_after(patience):
+    with trio.fail_after(patience if bench.environment.exact else bench.environment.patience):
         while not (found := await dead_letters.peek(10)):
             await receiver.receive(10, 0.05)
     expect_equal(bodies(found), ["1"], "the dead letter")
@@ -165,12 +187,15 @@ async def listed_by_pages(bench: Bench) -> None:
     await bench.dead(5)
     dead_letters = await bench.dead_letters()
     for _ in range(2):
-        pages, after = [], 0
-        while page := await dead_letters.peek(2, after):
-            expect(len(page) <= 2, f"asked for 2, got {len(page)}")
+        pages, numbers = [], [0]
+        while page := await dead_letters.peek(2, numbers[-1]):
             pages.append(bodies(page))
-            after = page[-1].sequence_number
-        expect_equal(pages, [["1", "2"], ["3", "4"], ["5"]], "the pages")
+            numbers += [dead.sequence_number for dead in page]
+        expect_equal([len(page) for page in pages], [2, 2, 1], "the lengths of the pages")
+        expect_equal(numbers, sorted(set(numbers)), "the sequence numbers, growing")
+        listed = [body for page in pages for body in page]
+        got = listed if bench.session else sorted(listed)
+        expect_equal(got, ["1", "2", "3", "4", "5"], "the dead letters")
 
 
 @case("dead_letters", "sessions")
@@ -189,8 +214,11 @@ async def redriven_in_order(bench: Bench) -> None:
     if bench.environment.exact:
         expect_equal(order, ["1", "2", "4", "5", "6"], "the order with the waiting ones")
     for delivery in deliveries:
-        expect_equal(delivery.delivery_count, 1, f"the count of {delivery.body!a}")
         was_dead = delivery.body in (b"1", b"2", b"4")
+        if was_dead:
+            expect_equal(delivery.delivery_count, 1, f"the count of {delivery.body!a}")
+        else:
+            bench.expect_count(delivery.delivery_count, 1, f"the count of {delivery.body!a}")
         expect_equal(delivery.dead_letter is not None, was_dead, f"history of {delivery.body!a}")
         if delivery.dead_letter is not None:
             expect_equal(delivery.dead_letter.reason, "ByWord", "the reason in the history")
@@ -201,11 +229,11 @@ async def redriven_in_order(bench: Bench) -> None:
 async def redriven_by_number(bench: Bench) -> None:
     """Named dead letters are redriven, the others stay; unknown numbers are ignored."""
     await kill(bench, [1, 2, 3], 3, bench.session)
-    listed = await bench.dead(3)
+    number = numbers_of(await bench.dead(3))
     dead_letters = await bench.dead_letters()
     expect_equal(await dead_letters.redrive([]), 0, "messages redriven when none is named")
-    unknown = max(dead.sequence_number for dead in listed) + 1_000
-    numbers = [listed[2].sequence_number, unknown, listed[0].sequence_number]
+    unknown = max(number.values()) + 1_000
+    numbers = [number["3"], unknown, number["1"]]
     expect_equal(await dead_letters.redrive(numbers), 2, "messages redriven")
     expect_equal(bodies(await dead_letters.peek(10)), ["2"], "what stays")
     expect_equal(await dead_letters.redrive(numbers), 0, "messages redriven the second time")
@@ -234,10 +262,11 @@ async def dead_again(bench: Bench) -> None:
 async def purged(bench: Bench) -> None:
     """Dead letters are deleted by number or all, and the queue itself is left alone."""
     await kill(bench, [1, 2, 3], 4, bench.session)
-    listed = await bench.dead(3)
+    number = numbers_of(await bench.dead(3))
     dead_letters = await bench.dead_letters()
-    expect_equal(await dead_letters.purge([listed[1].sequence_number]), 1, "purged by number")
-    expect_equal(bodies(await dead_letters.peek(10)), ["1", "3"], "what stays")
+    expect_equal(await dead_letters.purge([number["2"]]), 1, "purged by number")
+    left = bodies(await dead_letters.peek(10))
+    expect_equal(left if bench.session else sorted(left), ["1", "3"], "what stays")
     expect_equal(await dead_letters.purge(), 2, "purged altogether")
     expect_equal(bodies(await dead_letters.peek(10)), [], "what stays in the end")
     expect_equal(await dead_letters.redrive(), 0, "redriven after the purge")
@@ -257,7 +286,7 @@ async def dead_letters_survive_reconnecting(bench: Bench) -> None:
     await bench.dead_letter(receiver, delivery)
     await provider.aclose()
     fresh = await bench.connect()
-    found = await (await fresh.open_dead_letters(bench.queue)).peek(10)
+    found = await bench.dead_in(await fresh.open_dead_letters(bench.queue), 1)
     expect_equal(bodies(found), ["1"], "the dead letters after reconnecting")
 
 
@@ -282,7 +311,10 @@ async def no_dead_letter_queue_no_loss(bench: Bench) -> None:
     await receiver.aclose()
     other = await bench.receiver()
     again = await bench.receive(other, 2)
-    expect_equal(bodies(again), ["1", "2"], "the messages after the failure")
+    got = bodies(again)
+    expect_equal(
+        got if bench.session else sorted(got), ["1", "2"], "the messages after the failure"
+    )
     await bench.dead_letter(other, again[0])
     await bench.complete(other, again[1])
     await bench.dead(1)
@@ -357,4 +389,4 @@ async def hostile_reasons(bench: Bench) -> None:
     found = await bench.dead(len(texts))
     reasons = [dead.dead_letter and dead.dead_letter.reason for dead in found]
     expected = [f"Reason {number}" for number in range(1, len(texts) + 1)]
-    expect_equal(reasons, expected, "the reasons")
+    expect_equal(reasons if bench.session else sorted(map(str, reasons)), expected, "the reasons")
