@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+
+from queue_runtime.testing import open_tcp_proxy
 
 from .emulator import Emulator, Failure, open_emulator, require_emulator, sqs_for_tests
 
@@ -654,6 +657,30 @@ def test_requests_fail_when_asked_to(sqs: Sqs, emulator: Emulator) -> None:
     assert sqs.refused(lambda: sqs.get(url))[0] == "InternalError"
     emulator.fail()
     assert sqs.get(url) == []
+
+
+async def test_a_proxy_loses_the_reply_to_the_action_that_was_meant(emulator: Emulator) -> None:
+    async with open_tcp_proxy("127.0.0.1", emulator.port) as proxy:
+        url = emulator.url_through(proxy.port)
+        lost = proxy.cut_reply(matching=b"AmazonSQS.SendMessage\r\n")
+
+        async def use_it() -> list[str]:
+            from botocore.exceptions import EndpointConnectionError
+
+            async with make_client(url) as client:
+                name = f"test-{uuid.uuid4().hex}"
+                queue = (await client.create_queue(QueueName=name))["QueueUrl"]
+                # So called whenever a connection is reset, although the endpoint got the request.
+                with pytest.raises(EndpointConnectionError):
+                    await client.send_message(QueueUrl=queue, MessageBody="x")
+                answer = await client.receive_message(QueueUrl=queue)
+                await client.delete_queue(QueueUrl=queue)
+                assert urllib.parse.urlsplit(queue).port == proxy.port
+                return bodies(answer["Messages"])
+
+        assert await trio.to_thread.run_sync(asyncio.run, use_it()) == ["x"]
+        assert lost.has_fired
+        assert proxy.statistics().exchanges == 4
 
 
 def test_it_is_gone_afterwards_with_all_its_files() -> None:
