@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from queue_runtime.errors import MessageTooLarge
@@ -18,6 +18,7 @@ entries_ = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(sizes_)
 def test_splitting_keeps_order_and_limits(sizes: list[int]) -> None:
     batches = split(sizes, LIMIT)
@@ -41,6 +42,7 @@ def test_what_fits_nowhere() -> None:
         plan([None, "a"], [1, LIMIT + 1], LIMIT)
 
 
+@settings(deadline=None)
 @given(entries_)
 def test_plans_keep_sessions_in_order(entries: list[tuple[int | None, int]]) -> None:
     keys = [key for key, _ in entries]
@@ -62,6 +64,7 @@ def test_plans_keep_sessions_in_order(entries: list[tuple[int | None, int]]) -> 
         assert home == sorted(home)
 
 
+@settings(deadline=None)
 @given(entries_)
 def test_plans_overlap_as_far_as_sessions_let_them(entries: list[tuple[int | None, int]]) -> None:
     keys = [key for key, _ in entries]

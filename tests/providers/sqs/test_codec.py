@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
@@ -98,6 +98,7 @@ def assert_sendable(entry: Entry) -> None:
 # --- ids -----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(ids)
 @example("kunde 7")
 @example("a%20b")
@@ -114,12 +115,14 @@ def test_ids_come_back_and_are_what_sqs_takes(text: str) -> None:
         assert decode_id(wire) == text
 
 
+@settings(deadline=None)
 @given(ids, ids)
 def test_different_ids_stay_different(first: str, second: str) -> None:
     assume(first != second)
     assert encode_id(first) != encode_id(second)
 
 
+@settings(deadline=None)
 @given(ids)
 def test_an_encoded_id_is_an_id_of_its_own(text: str) -> None:
     wire = encode_id(text)
@@ -127,6 +130,7 @@ def test_an_encoded_id_is_an_id_of_its_own(text: str) -> None:
     assert encode_id(wire) != wire
 
 
+@settings(deadline=None)
 @given(st.text(plain, min_size=1, max_size=128))
 def test_no_two_groups_are_one_session(group: str) -> None:
     session = decode_id(group)
@@ -162,6 +166,7 @@ def test_digests_keep_their_parts_apart() -> None:
 # --- round trips ---------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(messages, st.sampled_from(["fifo", "holding"]), extras_)
 def test_every_field_comes_back(message: Message, kind: QueueKind, extras: Extras) -> None:
     entry = encode(message, TOKEN, kind, extras)
@@ -182,6 +187,7 @@ def test_every_field_comes_back(message: Message, kind: QueueKind, extras: Extra
     assert result.earlier == extras
 
 
+@settings(deadline=None)
 @given(messages, extras_)
 def test_standard_queues_have_no_sessions(message: Message, extras: Extras) -> None:
     message = attrs.evolve(message, session_id=None)
@@ -194,6 +200,7 @@ def test_standard_queues_have_no_sessions(message: Message, extras: Extras) -> N
     assert (result.message.session_id, result.group) == (None, "tenant")
 
 
+@settings(deadline=None)
 @given(st.text(acceptable, min_size=1))
 def test_text_travels_as_it_is(text: str) -> None:
     entry = encode(Message(text.encode()), TOKEN, "standard")
@@ -320,6 +327,7 @@ def test_sizes_count_bodies_names_types_and_values() -> None:
     assert wire_size(entry) == 2 + (2 + 6 + 2) + (1 + 6 + 3)
 
 
+@settings(deadline=None)
 @given(messages, dead_letters, st.integers(0, 3_000))
 def test_why_a_letter_is_dead_never_makes_it_too_large(
     message: Message, info: DeadLetterInfo, room: int
@@ -518,6 +526,7 @@ def test_groups_that_are_no_session(group: str) -> None:
     assert result.message.session_id in {None, group}
 
 
+@settings(deadline=None)
 @given(json_values, st.sampled_from(["fifo", "standard", "holding"]))
 def test_no_envelope_crashes(value: object, kind: QueueKind) -> None:
     assert decode(with_envelope(value), kind).malformed is not None
@@ -530,6 +539,7 @@ json_fields = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json_valu
 json_dead = st.fixed_dictionaries({}, optional=dict.fromkeys(DEAD, json_values))
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         lambda fields, dead: {**fields, **dead, "v": 1},
