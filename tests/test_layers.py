@@ -63,8 +63,8 @@ LAYERS = (
 )
 
 THIRD_PARTY = {
-    # an outside package: the layers (or `layer/part`s) that may import it
-    "asyncio": ("providers",),
+    # an outside package: the layers (or `layer/part`s of them) that may import it
+    "asyncio": ("providers", "testing/benchmark/raw"),
     "sqlite3": ("providers",),
     "cattrs": ("serialization", "config"),
     "yaml": ("config", "cli"),
@@ -73,7 +73,7 @@ THIRD_PARTY = {
     "click": ("cli",),
     "rich": ("cli",),
     "azure": ("providers/azure",),
-    "aiobotocore": ("providers/sqs",),
+    "aiobotocore": ("providers/sqs", "testing/benchmark/raw/sqs"),
     "botocore": ("providers/sqs",),
     "redis": ("providers/redis",),
     "nats": ("providers/nats",),
@@ -225,7 +225,8 @@ def outside_problem(module: str, layer: str, found: Import) -> str | None:
     places = THIRD_PARTY.get(root)
     if places is None:
         return None
-    here = {layer, f"{layer}/{provider_of(module)}"}
+    parts = module.split(".")[1:]
+    here = {"/".join(parts[:length]) for length in range(1, len(parts) + 1)} or {layer}
     if here.isdisjoint(places):
         return f"only {' and '.join(places)} may" if places else "nothing here may"
     return None
@@ -261,7 +262,8 @@ def test_the_table_names_only_what_comes_before() -> None:
         ("policies.backoff", "from queue_runtime.abc import Provider", "uses only"),
         ("policies.backoff", "from ..abc import Provider", "uses only"),
         ("actors.session", "from queue_runtime.providers.memory import open_provider", "uses only"),
-        ("actors.session", "import asyncio", "only providers may"),
+        ("actors.session", "import asyncio", "only providers and testing/benchmark/raw may"),
+        ("testing.benchmark.bare", "import asyncio", "only providers and"),
         (
             "providers.sqs.codec",
             "from queue_runtime.providers.memory import open_provider",
@@ -292,6 +294,7 @@ def test_a_forbidden_import_is_found(module: str, source: str, expected: str) ->
         ("policies.breaker", "from random import Random\nfrom ..messages import Message"),
         ("providers.sqs.codec", "import aiobotocore.session\nfrom ..asyncio_bridge import Bridge"),
         ("providers.sqs.codec", "from .config import SqsConfig"),
+        ("testing.benchmark.raw.sqs", "import asyncio\nfrom aiobotocore.session import AioSession"),
         ("cli.demo", "from queue_runtime import __version__, open_client\nimport click, structlog"),
     ],
 )

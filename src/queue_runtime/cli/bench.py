@@ -31,14 +31,16 @@ Examples:
   queue-runtime bench
   queue-runtime bench --url sqlite:///bench.db --messages 10000 --sessions 50 --size 4096
   queue-runtime bench --scenario all --json
+  queue-runtime bench --url sqs://eu-central-1 --provision --messages 5000 --rounds 3
 
 \b
 Scenarios:
-  throughput  publish and drain, beside bare programs that do the same work
+  throughput  publish and drain, beside programs that do the same work; for SQS, its SDK alone
   latency     from when a message was due to be sent until its handler starts, at a fixed rate
   depth       cost per message at depth 1,000 and at --depth
   idle        busy sessions alone, and beside idle ones that hold their lock
   hot         latency of cold sessions, without and beside one hot session
+  waiting     requests of an idle queue, and how fast a receive can be cancelled
 
 Only ratios mean something: the figures of one run stand beside each other, those of two runs do not.
 """
@@ -64,6 +66,14 @@ Only ratios mean something: the figures of one run stand beside each other, thos
     "--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, "all"]),
     help="What to measure; may be repeated. Default: throughput and latency.",
 )  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="How often programs that stand beside each other take turns.",
+)  # fmt: skip
+@click.option(
+    "--provision", "may_create", is_flag=True,
+    help="Create queues in a cloud account and delete them afterwards; on this machine that needs no leave.",
+)  # fmt: skip
 @click.option("--short", is_flag=True, help="Smaller numbers for depth, idle, hot and latency.")
 @click.option("--json", "as_json", is_flag=True, help="Output for machines.")
 def bench(
@@ -74,14 +84,16 @@ def bench(
     size: int,
     rate: float,
     scenarios: tuple[str, ...],
+    rounds: int,
+    may_create: bool,
     short: bool,
     as_json: bool,
 ) -> None:
     """Measure throughput, latency and memory, with ratios to hand-written programs in the same run."""
     chosen = list(SCENARIOS) if "all" in scenarios else list(scenarios or _USUAL)
     workload = Workload(messages, sessions, size)
-    scale = attrs.evolve(_SHORT if short else Scale(), rate=rate)
-    reports: list[Report] = run_async(_measure, url, chosen, workload, scale, as_json)
+    scale = attrs.evolve(_SHORT if short else Scale(), rate=rate, rounds=rounds)
+    reports: list[Report] = run_async(_measure, url, chosen, workload, scale, may_create, as_json)
     if as_json:
         print_json(_summary(url, workload, reports))
         return
@@ -105,7 +117,12 @@ def bench(
 
 
 async def _measure(
-    url: str, chosen: list[str], workload: Workload, scale: Scale, as_json: bool
+    url: str,
+    chosen: list[str],
+    workload: Workload,
+    scale: Scale,
+    may_create: bool,
+    as_json: bool,
 ) -> list[Report]:
     reports = []
     for scenario in chosen:
@@ -116,6 +133,7 @@ async def _measure(
             "url": SecretUrl(url).reveal(),
             "workload": attrs.asdict(workload),
             "scale": attrs.asdict(scale),
+            "may_create": may_create,
         }
         process = await trio.run_process(
             [sys.executable, "-m", "queue_runtime.testing.benchmark"],
@@ -161,10 +179,16 @@ def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, A
             "pipelined": value("runtime, pipelined"),
         },
         "ratios": {
+            "publish": ratios("publish, batches of 500"),
             "strict": ratios("runtime, strict"),
             "pipelined": ratios("runtime, pipelined"),
         },
         "latency_ms": latencies,
+        "calls_per_message": {
+            "publish": value("calls: publish, batches of 500"),
+            "strict": value("calls: runtime, strict"),
+            "pipelined": value("calls: runtime, pipelined"),
+        },
         "order_violations": sum(report.order_violations for report in reports),
         "peak_memory_mib": max(report.peak_memory_mib for report in reports),
         "scenarios": [attrs.asdict(report) for report in reports],

@@ -16,6 +16,10 @@ from .workload import Workload
 
 order = json.load(sys.stdin)
 report = run_scenario(
-    order["scenario"], order["url"], Workload(**order["workload"]), Scale(**order["scale"])
+    order["scenario"],
+    order["url"],
+    Workload(**order["workload"]),
+    Scale(**order["scale"]),
+    may_create=order["may_create"],
 )
 json.dump(attrs.asdict(report), sys.stdout)

@@ -12,7 +12,7 @@ import trio
 
 from queue_runtime import Delivery, Message, QueueClient
 
-__all__ = ["Tally", "Workload", "peak_memory", "publish"]
+__all__ = ["SessionOrder", "Tally", "Workload", "peak_memory", "publish"]
 
 
 @final
@@ -22,7 +22,7 @@ class Workload:
 
     Args:
         messages: How many.
-        sessions: Over how many sessions.
+        sessions: Over how many sessions; 0: none, for brokers without any.
         size: Bytes of a body.
     """
 
@@ -34,7 +34,28 @@ class Workload:
         """``count`` messages (all by default), sessions taking turns."""
         body = b"x" * self.size
         for number in range(self.messages if count is None else count):
-            yield Message(body, session_id=f"{prefix}-{number % self.sessions}")
+            session_id = f"{prefix}-{number % self.sessions}" if self.sessions else None
+            yield Message(body, session_id=session_id)
+
+
+@final
+class SessionOrder:
+    """Checks that each session's messages come in order.
+
+    Attributes:
+        violations: How many did not.
+    """
+
+    def __init__(self) -> None:
+        self.violations = 0
+        self._last: dict[str | None, int] = {}
+
+    def note(self, session_id: str | None, position: int) -> None:
+        """A message of the session came; ``position`` grows from one to the next."""
+        last = self._last
+        if session_id is not None and position <= last.get(session_id, -1):
+            self.violations += 1
+        last[session_id] = position
 
 
 @final
@@ -48,21 +69,20 @@ class Tally:
     def __init__(self, expected: int) -> None:
         self.expected = expected
         self.handled = 0
-        self.order_violations = 0
+        self.order = SessionOrder()
         self.done = trio.Event()
-        self._last: dict[str | None, int] = {}
 
     async def handle(self, delivery: Delivery) -> None:
         """The no-op handler."""
-        position = delivery.sequence_number or 0
-        session_id = delivery.session_id
-        last = self._last
-        if session_id is not None and position <= last.get(session_id, -1):
-            self.order_violations += 1
-        last[session_id] = position
+        self.order.note(delivery.session_id, delivery.sequence_number or 0)
         self.handled += 1
         if self.handled == self.expected:
             self.done.set()
+
+    @property
+    def order_violations(self) -> int:
+        """Messages that came out of their session's order."""
+        return self.order.violations
 
 
 async def publish(

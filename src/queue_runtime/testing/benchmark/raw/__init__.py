@@ -1,0 +1,62 @@
+"""Programs that use a broker through its SDK alone: what a provider's speed is measured against.
+
+A provider that the table names has a module here, called like its URL scheme, with a class :class:`RawBroker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from queue_runtime import Provider
+
+from ..workload import SessionOrder, Workload
+
+__all__ = ["RawBroker", "raw_broker"]
+
+
+class RawBroker(Protocol):
+    """One connection through the SDK.
+
+    Attributes:
+        description: What the programs do, a few words.
+        is_local: Whether the broker is on this machine, so that nobody minds a queue more.
+        longest_poll: Seconds an idle receive call takes at most.
+    """
+
+    description: str
+    is_local: bool
+    longest_poll: float
+
+    async def publish(self, queue: str, workload: Workload, *, ordered: bool) -> float:
+        """Send a workload as fast as it can, each session in order or not; messages per second."""
+        ...
+
+    async def drain(
+        self, queue: str, expected: int, order: SessionOrder, *, ordered: bool
+    ) -> float:
+        """Receive, handle and delete so many messages, each session in order or not; messages per second."""
+        ...
+
+    async def remove(self, queues: Iterable[str]) -> None:
+        """Delete queues with all that was provisioned with them."""
+        ...
+
+    def calls(self, provider: Provider) -> Mapping[str, int]:
+        """How many requests the runtime's provider has sent so far, by operation."""
+        ...
+
+
+_BROKERS: Final = frozenset({"sqs"})
+
+
+def raw_broker(scheme: str, config: Any) -> AbstractAsyncContextManager[RawBroker] | None:
+    """A connection to the broker of a provider's configuration, to be entered; ``None`` where there is no program."""
+    if scheme not in _BROKERS:
+        return None
+    opened: AbstractAsyncContextManager[RawBroker] = import_module(f"{__name__}.{scheme}").open_raw(
+        config
+    )
+    return opened
