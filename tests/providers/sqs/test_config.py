@@ -349,3 +349,30 @@ def test_reading_a_url_loads_no_sdk() -> None:
         "print(config.lock_duration, {'asyncio', 'aiobotocore', 'botocore'} & set(sys.modules))\n"
     )
     assert run_python(code) == ["7 set()"]
+
+
+WITHOUT_SDK = """
+import sys
+sys.modules["aiobotocore"] = sys.modules["botocore"] = None  # as if they were not installed
+
+import trio
+from queue_runtime.providers import open_provider
+from queue_runtime.errors import ConfigurationError
+
+
+async def main():
+    try:
+        async with open_provider("sqs://eu-central-1"):
+            pass
+    except ConfigurationError as error:
+        print(error)
+
+
+trio.run(main)
+"""
+
+
+def test_a_missing_sdk_is_advice() -> None:
+    (advice,) = run_python(WITHOUT_SDK)
+    assert "provider 'sqs' needs aiobotocore" in advice
+    assert "pip install 'queue-runtime[sqs]'" in advice
