@@ -1,0 +1,146 @@
+"""What a receiver holds: leases, and under each of them the messages in flight. Plain values on trio's side.
+
+SQS locks messages, not sessions: a group is blocked while messages of it are in flight. So a lease is what one
+answer brought of one group, and it ends with the last of these messages.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from datetime import datetime
+from typing import Final, final
+
+from queue_runtime.abc import LOCAL_DEADLINE_FRACTION, Lease
+from queue_runtime.errors import InvalidReceipt, LockLost
+from queue_runtime.messages import SessionId, Settlement
+
+from .claims import Raw
+from .config import MAX_VISIBILITY
+
+__all__ = ["TOKENS", "Flight", "FlightState", "Hold", "Tokens", "invalid_receipt", "lock_lost"]
+
+
+@final
+class Tokens:
+    """Fencing tokens: microseconds of the wall clock, made growing within the process.
+
+    A session's next holder asks later than the one before, so its token is higher as far as the clocks of the
+    hosts agree. Correctness does not rest on it: the local deadline ends a lease before SQS lets others in.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """A token higher than all before."""
+        self._last = max(self._last + 1, time.time_ns() // 1_000)
+        return self._last
+
+
+TOKENS: Final = Tokens()
+"""Of the process: several connections in it may hold one session one after the other."""
+
+
+class FlightState(enum.Enum):
+    """Where a message in flight stands."""
+
+    HELD = enum.auto()
+    """Delivered; nothing was decided."""
+    DELETING = enum.auto()
+    """A call that deletes it is under way."""
+    RETURNING = enum.auto()
+    """A call that makes it visible, now or later, is under way."""
+    OVER = enum.auto()
+    """Settled, given back or lost."""
+
+
+@final
+class Flight:
+    """One delivery of one message."""
+
+    __slots__ = ("raw", "receipt", "state")
+
+    def __init__(self, raw: Raw, receipt: str) -> None:
+        self.raw = raw
+        self.receipt = receipt
+        self.state = FlightState.HELD
+
+
+@final
+class Hold:
+    """A lease and its messages.
+
+    Attributes:
+        lease: What users see of it.
+        flights: By receipt, in the order of delivery.
+        received_at: ``trio.current_time()`` before the first of it was asked for; SQS ends it 12 hours later.
+        expires: ``trio.current_time()`` when SQS's lock ends.
+        since: Where it was last counted from; see :meth:`extend`.
+    """
+
+    __slots__ = ("expires", "flights", "lease", "owner", "received_at", "since")
+
+    def __init__(
+        self,
+        owner: object,
+        session_id: SessionId | None,
+        asked_at: float,
+        lock_duration: float,
+        expires_at: datetime,
+    ) -> None:
+        deadline = asked_at + LOCAL_DEADLINE_FRACTION * lock_duration
+        self.owner = owner
+        self.lease = Lease(session_id, TOKENS.next(), deadline, expires_at, self)
+        self.flights: dict[str, Flight] = {}
+        self.received_at = asked_at
+        self.expires = asked_at + lock_duration
+
+    def is_live(self, now: float) -> bool:
+        """Whether the lease still holds."""
+        return self.lease.lost is None and now < self.lease.deadline
+
+    def is_over(self) -> bool:
+        """Whether nothing of it is unsettled."""
+        return all(flight.state is FlightState.OVER for flight in self.flights.values())
+
+    def unsettled(self) -> list[Flight]:
+        """What was delivered and nothing decided about, in the order of delivery."""
+        return [flight for flight in self.flights.values() if flight.state is FlightState.HELD]
+
+    def add(self, raw: Raw) -> Flight:
+        """Put one more message under the lease."""
+        flight = Flight(raw, str(raw.get("ReceiptHandle") or ""))
+        self.flights[flight.receipt] = flight
+        return flight
+
+    def renewed(self, asked_at: float, lock_duration: float, expires_at: datetime) -> None:
+        """The lock was extended at ``asked_at``."""
+        self.lease.deadline = asked_at + LOCAL_DEADLINE_FRACTION * lock_duration
+        self.lease.expires_at = expires_at
+        self.expires = asked_at + lock_duration
+
+    def visibility_left(self, now: float) -> int:
+        """Whole seconds for which SQS lets its messages stay invisible from now on."""
+        return max(0, int(self.received_at + MAX_VISIBILITY - now))
+
+
+def lock_lost(lease: Lease) -> LockLost:
+    """The refusal of a call under a lease that is over."""
+    what = (
+        "a message without a session"
+        if lease.session_id is None
+        else f"session {lease.session_id!a}"
+    )
+    return LockLost(
+        f"the lock on {what} (token {lease.token}) is over: it expired, was given back, or everything under it "
+        "was settled; handle for less than lock_duration, renew in time, or make lock_duration longer"
+    )
+
+
+def invalid_receipt(settlement: Settlement) -> InvalidReceipt:
+    """The refusal of a settlement whose delivery is not in flight here."""
+    return InvalidReceipt(
+        f"this delivery of message {settlement.delivery.message_id!a} is not in flight at this receiver: it was "
+        "settled before, or came from another receiver; nothing changed"
+    )
