@@ -44,11 +44,14 @@ from queue_runtime.testing import (
 )
 from queue_runtime.testing.contract import Bench, Verdict, skip
 from queue_runtime.testing.contract.core import case as register
+from queue_runtime.testing.simulation.ending_leases import EndingLeases
 
 CASES = {case.name: case for case in contract_cases()}
 FEATURES = tuple(field.name for field in attrs.fields(Capabilities) if field.type in (bool, "bool"))
 SILENT = {"release_restores_count", "durable", "multi_process"}
 """Features without a call that could raise ``Unsupported`` where they are missing."""
+OTHERWISE = {"keeps_empty_sessions"}
+"""Features whose absence is another behaviour, proven where a provider behaves so."""
 
 
 # --- a provider between the suite and the broker in memory ---------------------------------------------------
@@ -247,7 +250,7 @@ class Nothing(Between):
 
 
 class SessionsOnly(Between):
-    missing = frozenset(FEATURES) - {"sessions", "dead_letters"}
+    missing = frozenset(FEATURES) - {"sessions", "dead_letters", "keeps_empty_sessions"}
 
 
 @pytest.mark.parametrize("between", [Nothing, SessionsOnly])
@@ -257,14 +260,14 @@ def test_a_provider_that_declares_little_keeps_its_contract(between: type[Betwee
     passed = {result.case.lacks for result in report.of(Verdict.PASSED)} - {None}
     expected = between.missing - SILENT
     if between is Nothing:  # without sessions there is no lease to ask for these
-        expected -= {"accept_by_name", "session_state", "session_halt"}
+        expected -= {"accept_by_name", "session_state", "session_halt", "keeps_empty_sessions"}
     assert passed == expected
     for result in report.results:
         if set(result.case.requires) & between.missing:
             assert result.verdict is Verdict.SKIPPED
 
 
-@pytest.mark.parametrize("feature", sorted(set(FEATURES) - SILENT))
+@pytest.mark.parametrize("feature", sorted(set(FEATURES) - SILENT - OTHERWISE))
 def test_a_feature_that_works_undeclared_is_caught(feature: str) -> None:
     class Modest(Between):
         missing = frozenset({feature})
@@ -457,6 +460,39 @@ class Backwards(DeadLetters):
         return await self.inner.purge(sequence_numbers)
 
 
+class KeepsUnsaid(Between):
+    """Says that its leases end with their last delivery, and keeps them."""
+
+    missing = frozenset({"keeps_empty_sessions"})
+
+
+class EndsUnsaid(Between):
+    """Says that it keeps empty sessions, and lets them go."""
+
+    def __init__(self, inner: Provider) -> None:
+        super().__init__(EndingLeases(inner))
+        self.capabilities = attrs.evolve(self.capabilities, keeps_empty_sessions=True)
+
+
+class RenewsWhatEnded(RenewsInName):
+    def __init__(self, inner: Provider) -> None:
+        super().__init__(EndingLeases(inner))
+
+
+class BringsTooMany(Between):
+    def __init__(self, inner: Provider) -> None:
+        super().__init__(inner)
+        self.capabilities = attrs.evolve(self.capabilities, max_receive_messages=10)
+
+
+class DividesASession(Between):
+    """What overlapping calls bring of a session is divided among them."""
+
+    def __init__(self, inner: Provider) -> None:
+        super().__init__(inner)
+        self.capabilities = attrs.evolve(self.capabilities, max_concurrent_receives=4)
+
+
 FLAWS: list[tuple[type[Between], str]] = [
     (LosesTheCancelled, "receive.cancelled_at_any_moment"),
     (LosesTheCancelled, "receive.cancelled_keeps_the_order"),
@@ -497,6 +533,14 @@ FLAWS: list[tuple[type[Between], str]] = [
     (IgnoresTheHalt, "dead_letters.halted_until_redriven"),
     (CompletesWhatIsDead, "dead_letters.by_word"),
     (RedrivesBackwards, "dead_letters.redriven_in_order"),
+    (KeepsUnsaid, "sessions.keeps_empty_sessions"),
+    (KeepsUnsaid, "expiry.a_settled_message_has_no_lease"),
+    (EndsUnsaid, "sessions.held_although_empty"),
+    (EndsUnsaid, "sessions.a_lease_is_kept"),
+    (EndsUnsaid, "expiry.a_settled_message_has_no_lease"),
+    (RenewsWhatEnded, "sessions.keeps_empty_sessions"),
+    (BringsTooMany, "receive.more_is_asked_for_than_a_call_brings"),
+    (DividesASession, "receive.calls_side_by_side"),
 ]
 
 
