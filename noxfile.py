@@ -16,8 +16,18 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).parent
 COVERAGE_DATA = ROOT / ".coverage-data"
 
-CONTRACTS = ("memory", "sqlite")
-"""Each name is a session ``contract-NAME`` running ``tests/contract/test_NAME.py``; later brokers join here."""
+CONTRACTS: dict[str, tuple[str, ...]] = {
+    "memory": (),
+    "sqlite": (),
+    "sqs": ("tests/sqs", "tests/providers/sqs"),
+}
+"""Each name is a session ``contract-NAME`` running ``tests/contract/test_NAME.py``; later brokers join here.
+
+The paths run in the same session, and not with the quick tests: they need the broker, or its SDK.
+"""
+
+EXTRAS = {"sqs": "sqs"}
+"""The extra of a broker's SDK; ``test`` has the emulators."""
 
 GATED = ("policies", "actors", "providers/memory")
 """Packages whose branch coverage may not fall below ``MINIMUM_COVERAGE`` per cent."""
@@ -25,16 +35,16 @@ GATED = ("policies", "actors", "providers/memory")
 MINIMUM_COVERAGE = 95
 
 
-def contract_file(broker: str) -> str:
-    return f"tests/contract/test_{broker}.py"
+def contract_paths(broker: str) -> list[str]:
+    return [f"tests/contract/test_{broker}.py", *CONTRACTS[broker]]
 
 
-def run_tests(session: nox.Session, *pytest_args: str) -> None:
+def run_tests(session: nox.Session, *pytest_args: str, extra: str | None = None) -> None:
     """Run pytest under coverage; the data stay in a folder of the session for ``coverage``."""
     data = COVERAGE_DATA / session.name
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
-    session.install("-e", ".[test]")
+    session.install("-e", f".[test,{extra}]" if extra else ".[test]")
     session.run(
         *("coverage", "run", "-m", "pytest", *pytest_args, *session.posargs),
         env={"COVERAGE_FILE": str(data / ".coverage")},
@@ -60,16 +70,19 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The quick tests: all but contract, simulation and chaos. Arguments go to pytest."""
-    elsewhere = ("tests/simulation", *(contract_file(broker) for broker in CONTRACTS))
+    elsewhere = ["tests/simulation"]
+    for broker in CONTRACTS:
+        elsewhere += contract_paths(broker)
     run_tests(session, *(f"--ignore={path}" for path in elsewhere))
 
 
 def _add_contract_session(broker: str) -> None:
     @nox.session(name=f"contract-{broker}")
     def contract(session: nox.Session) -> None:
-        run_tests(session, contract_file(broker))
+        run_tests(session, *contract_paths(broker), extra=EXTRAS.get(broker))
 
-    contract.__doc__ = f"The provider contract suite against {broker}://."
+    also = " and what else needs it" if CONTRACTS[broker] else ""
+    contract.__doc__ = f"The provider contract suite against {broker}://{also}."
 
 
 for _broker in CONTRACTS:
