@@ -195,6 +195,8 @@ async def queue_names(bench: Bench) -> None:
     for number, ending in enumerate(endings):
         queue = QueueName(f"{base}-{ending}")
         try:
+            if bench.capabilities.provisioning:
+                await bench.provider.provision(queue)
             sender = await bench.sender(queue=queue)
         except (ValidationError, Unsupported):
             continue

@@ -9,7 +9,7 @@ import trio
 
 from ...abc import ReceiverOptions
 from ...errors import QueueNotFound
-from ...messages import MessageState
+from ...messages import MessageState, QueueName
 from .bench import Bench, bodies, expect, expect_equal, expect_unsupported, raised_by, skip
 from .core import case, unsupported_case
 
@@ -201,17 +201,21 @@ async def not_there(bench: Bench) -> None:
         skip("the environment has no open_undeclared")
     provider = await bench.keep(bench.environment.open_undeclared())
     options = ReceiverOptions()
-    for call in (
-        provider.open_sender(bench.queue),
-        provider.open_receiver(bench.queue, options),
-    ):
+    can = bench.capabilities
+    # Where queues have to be provisioned that of the case is there already.
+    queue = QueueName(f"{bench.queue}-absent") if can.provisioning else bench.queue
+    for call in (provider.open_sender(queue), provider.open_receiver(queue, options)):
         error = await raised_by(call)
         expect(isinstance(error, QueueNotFound), f"expected QueueNotFound, got {error!r}")
-        expect(str(bench.queue) in str(error), f"the error does not name the queue: {error}")
-    if bench.capabilities.dead_letters:
-        error = await raised_by(provider.open_dead_letters(bench.queue))
+        expect(str(queue) in str(error), f"the error does not name the queue: {error}")
+    if can.dead_letters:
+        error = await raised_by(provider.open_dead_letters(queue))
         expect(isinstance(error, QueueNotFound), f"expected QueueNotFound, got {error!r}")
-    await bench.send(*bench.messages(1, bench.session))
-    receiver = await bench.receiver(provider)
+    if can.provisioning:
+        await bench.provider.provision(queue)
+    sender = await bench.sender(queue=queue)
+    [result] = await sender.send(bench.messages(1, bench.session))
+    expect_equal(result.error, None, "the error of sending to the queue once it is there")
+    receiver = await bench.receiver(provider, queue)
     [delivery] = await bench.receive(receiver, 1)
     await bench.complete(receiver, delivery)
