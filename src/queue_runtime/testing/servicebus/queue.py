@@ -1,0 +1,643 @@
+"""One queue: what happens to its messages and sessions, without I/O. Every public call first runs what is due.
+
+How costs stay flat: ready messages of a lane are a heap of sequence numbers; lanes that a receiver could have
+stand in ``_available``, receivers that could have a message in ``_hungry``; each time that matters is a timer.
+Nothing walks the queue but :meth:`Queue.peek`, from where it is asked to.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Any, Final, final
+from uuid import UUID
+
+from .entities import (
+    ACTIVE,
+    DEFERRED,
+    SCHEDULED,
+    Consumer,
+    Content,
+    Index,
+    Lane,
+    Lock,
+    Outcome,
+    QueueCounts,
+    QueueSettings,
+    Stored,
+)
+from .refusals import (
+    cannot_dead_letter,
+    message_lock_lost,
+    message_not_found,
+    message_too_large,
+    queue_full,
+    session_lock_lost,
+    session_locked,
+    session_missing,
+    wait_ended,
+)
+from .timers import Timers
+
+__all__ = ["Queue"]
+
+_EXPIRED: Final = ("TTLExpiredException", "The message expired and was dead lettered.")
+_SLACK: Final = 64
+
+
+@final
+class Queue:
+    """A queue, or with ``dead_letters_of`` the dead-letter sub-queue of one.
+
+    Args:
+        name: As clients write it.
+        settings: Its rules. A sub-queue has neither sessions nor expiry nor a delivery limit, but the locks
+            of its queue.
+        timers: The time, shared by the whole namespace.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: QueueSettings,
+        timers: Timers,
+        *,
+        dead_letters_of: str | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self._timers = timers
+        self._source = dead_letters_of
+        self._sessions_required = settings.requires_session and dead_letters_of is None
+        self.dead_letters = (
+            Queue(f"{name}/$DeadLetterQueue", settings, timers, dead_letters_of=name)
+            if dead_letters_of is None
+            else None
+        )
+        self._messages: dict[int, Stored] = {}
+        self._index = Index()
+        self._loose = Lane(None)
+        self._sessions: dict[str, Lane] = {}
+        self._locks: dict[UUID, Lock] = {}
+        self._sequence = 0
+        self._bytes = 0
+        self._scheduled = 0
+        self._deferred = 0
+        self._locked_sessions = 0
+        self._hungry: OrderedDict[Consumer, None] = OrderedDict()
+        self._available: OrderedDict[Lane, None] = OrderedDict()
+        self._waiters: OrderedDict[Consumer, None] = OrderedDict()
+        self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    @property
+    def requires_session(self) -> bool:
+        """Whether receivers lock sessions here."""
+        return self._sessions_required
+
+    def counts(self) -> QueueCounts:
+        """What is in the queue now."""
+        self._timers.run()
+        dead = self.dead_letters
+        return QueueCounts(
+            active=len(self._messages) - self._scheduled - self._deferred,
+            locked=len(self._locks),
+            deferred=self._deferred,
+            scheduled=self._scheduled,
+            dead_letters=0 if dead is None else len(dead._messages),
+            sessions=len(self._sessions),
+            locked_sessions=self._locked_sessions,
+            size_bytes=self._bytes,
+        )
+
+    # Sending
+
+    def send(self, contents: Sequence[Content]) -> list[int]:
+        """Store all or none; return sequence numbers, for a duplicate that of its original.
+
+        Raises:
+            Refused: A session id is missing, a message is too large, or the queue is full.
+        """
+        now = self._timers.run()
+        limits = self.settings
+        for content in contents:
+            if self._sessions_required and content.session_id is None:
+                raise session_missing()
+            if content.size > limits.max_message_bytes:
+                raise message_too_large(content.size, limits.max_message_bytes)
+        if self._bytes >= limits.max_queue_bytes:
+            raise queue_full(limits.max_queue_bytes)
+        return [self._send(content, now) for content in contents]
+
+    def _send(self, content: Content, now: float) -> int:
+        if self.settings.duplicate_window and content.message_id is not None:
+            self._forget_seen(now)
+            seen = self._seen.get(content.message_id)
+            if seen is not None:
+                return seen[1]
+            until = now + self.settings.duplicate_window
+            self._seen[content.message_id] = (until, self._sequence + 1)
+        lane = self._lane(content.session_id)
+        message = Stored(content, lane, now)
+        self._store(message)
+        message.enqueued_sequence = message.sequence
+        if content.due is not None and content.due > now:
+            message.state = SCHEDULED
+            self._scheduled += 1
+            message.timer = self._timers.at(content.due, self._fall_due, message)
+        else:
+            self._enqueue(message, now)
+        return message.sequence
+
+    def _forget_seen(self, now: float) -> None:
+        while self._seen:
+            oldest = next(iter(self._seen.values()))
+            if oldest[0] > now:
+                return
+            self._seen.popitem(last=False)
+
+    def cancel_scheduled(self, sequences: Iterable[int]) -> None:
+        """Delete scheduled messages, all or none.
+
+        Raises:
+            Refused: One is not scheduled, any more or ever.
+        """
+        self._timers.run()
+        for message in [self._find(sequence, SCHEDULED) for sequence in sequences]:
+            self._scheduled -= 1
+            self._remove(message)
+
+    def _find(self, sequence: int, state: int) -> Stored:
+        message = self._messages.get(sequence)
+        if message is None or message.state != state or message.lock is not None:
+            raise message_not_found(sequence)
+        return message
+
+    def _fall_due(self, message: Stored) -> None:
+        """A scheduled message becomes active, at the end of its lane and with a new number."""
+        self._scheduled -= 1
+        self._unlink(message)
+        message.state = ACTIVE
+        self._store(message)
+        self._enqueue(message, self._timers.now())
+
+    def _enqueue(self, message: Stored, now: float) -> None:
+        message.enqueued_at = now
+        lives = [message.content.time_to_live, self.settings.default_time_to_live]
+        if self._source is None and any(life is not None for life in lives):
+            message.expires_at = now + min(life for life in lives if life is not None)
+            message.timer = self._timers.at(message.expires_at, self._expire_waiting, message)
+        self._requeue(message)
+        self._dispatch(message.lane)
+
+    # Messages in and out of the lanes
+
+    def _lane(self, session_id: str | None) -> Lane:
+        if not self._sessions_required or session_id is None:
+            return self._loose
+        lane = self._sessions.get(session_id)
+        if lane is None:
+            lane = self._sessions[session_id] = Lane(session_id)
+        return lane
+
+    def _store(self, message: Stored) -> None:
+        self._sequence += 1
+        message.sequence = self._sequence
+        self._messages[self._sequence] = message
+        self._bytes += message.content.size
+        self._index.append(self._sequence)
+        lane = message.lane
+        lane.messages += 1
+        if lane.session_id is not None:
+            lane.index.append(self._sequence)
+
+    def _unlink(self, message: Stored) -> None:
+        lane = message.lane
+        del self._messages[message.sequence]
+        self._bytes -= message.content.size
+        lane.messages -= 1
+        self._index.sweep(self._messages, len(self._messages))
+        lane.index.sweep(self._messages, lane.messages)
+        if len(lane.ready) > 2 * lane.messages + _SLACK:
+            lane.ready = [number for number in lane.ready if number in self._messages]
+            heapify(lane.ready)
+
+    def _remove(self, message: Stored) -> None:
+        """Delete a message and all that is kept about it; it has no lock."""
+        self._unlink(message)
+        if message.timer is not None:
+            self._timers.cancel(message.timer)
+            message.timer = None
+        self._tidy(message.lane)
+
+    def _tidy(self, lane: Lane) -> None:
+        """Forget a session about which there is nothing left to know."""
+        if lane.session_id is None:
+            return
+        if lane.owner is None and self._head(lane) is None:
+            self._available.pop(lane, None)
+            if not lane.messages and lane.state is None:
+                self._sessions.pop(lane.session_id, None)
+
+    def _requeue(self, message: Stored) -> None:
+        """An active message without a lock goes to its place, or to where it goes instead."""
+        limit = self.settings.max_delivery_count
+        if message.expires_at <= self._timers.now():
+            self._expire(message)
+        elif message.count >= limit and self._source is None:
+            text = f"Message could not be consumed after {message.count} delivery attempts."
+            self._bury(message, "MaxDeliveryCountExceeded", text)
+        else:
+            heappush(message.lane.ready, message.sequence)
+
+    def _expire_waiting(self, message: Stored) -> None:
+        if message.lock is None:  # else when the lock ends
+            self._expire(message)
+
+    def _expire(self, message: Stored) -> None:
+        if message.state == DEFERRED:
+            self._deferred -= 1
+        if self.settings.dead_letter_expired:
+            self._bury(message, *_EXPIRED)
+        else:
+            self._remove(message)
+
+    def _bury(
+        self,
+        message: Stored,
+        reason: str | None,
+        description: str | None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Move a message without a lock into the dead-letter sub-queue."""
+        assert self.dead_letters is not None
+        self._remove(message)
+        told = {"DeadLetterReason": reason, "DeadLetterErrorDescription": description}
+        self.dead_letters._take_in(
+            message,
+            {**(message.overrides or {}), **(properties or {})}
+            | {name: text for name, text in told.items() if text is not None},
+        )
+
+    def _take_in(self, dead: Stored, overrides: Mapping[str, Any]) -> None:
+        message = Stored(dead.content, self._loose, dead.enqueued_at)
+        message.enqueued_sequence = dead.enqueued_sequence
+        message.count = dead.count
+        message.overrides = overrides
+        message.source = self._source
+        self._store(message)
+        self._requeue(message)
+        self._dispatch(self._loose)
+
+    # Delivering
+
+    def flow(self, consumer: Consumer, credit: int) -> None:
+        """The consumer can take ``credit`` messages from now on; 0 stops it."""
+        self._timers.run()
+        consumer.credit = credit
+        lane = consumer.lane
+        if lane is None:
+            return
+        self._feed(lane, consumer)
+        if lane is self._loose:
+            if consumer.credit:
+                self._hungry[consumer] = None
+            else:
+                self._hungry.pop(consumer, None)
+
+    def attach(self, consumer: Consumer) -> None:
+        """A consumer of a queue without sessions."""
+        self._timers.run()
+        consumer.lane = self._loose
+
+    def detach(self, consumer: Consumer) -> None:
+        """The consumer is gone. Its session is free at once; locks on messages without session last on."""
+        self._timers.run()
+        self._hungry.pop(consumer, None)
+        self._stop_waiting(consumer)
+        lane, consumer.lane = consumer.lane, None
+        if lane is not None and lane.owner is consumer:
+            self._end_session(lane, failed=False)
+
+    def _dispatch(self, lane: Lane) -> None:
+        """See whether somebody can have what has become ready in a lane."""
+        if lane is self._loose:
+            while self._hungry and self._head(lane) is not None:
+                consumer, _ = self._hungry.popitem(last=False)
+                self._deliver(lane, consumer)
+                if consumer.credit:
+                    self._hungry[consumer] = None
+        elif lane.owner is not None:
+            self._feed(lane, lane.owner)
+        elif self._head(lane) is not None:
+            if self._waiters:
+                consumer, _ = self._waiters.popitem(last=False)
+                self._stop_waiting(consumer)
+                self._grant(lane, consumer)
+            elif lane not in self._available:
+                self._available[lane] = None
+
+    def _feed(self, lane: Lane, consumer: Consumer) -> None:
+        while consumer.credit > 0 and self._head(lane) is not None:
+            self._deliver(lane, consumer)
+
+    def _head(self, lane: Lane) -> Stored | None:
+        """The message that is next in a lane."""
+        ready = lane.ready
+        while ready:
+            message = self._messages.get(ready[0])
+            if message is not None and message.state == ACTIVE and message.lock is None:
+                return message
+            heappop(ready)
+        return None
+
+    def _deliver(self, lane: Lane, consumer: Consumer) -> None:
+        message = self._messages[heappop(lane.ready)]
+        consumer.credit -= 1
+        if consumer.settles:
+            consumer.receiver.deliver(message, self._lock(message, consumer))
+        else:
+            self._remove(message)
+            consumer.receiver.deliver(message, None)
+
+    # Locks on messages
+
+    def _lock(self, message: Stored, consumer: Consumer | None) -> UUID:
+        lane = message.lane
+        until = self._timers.now() + self.settings.lock_duration
+        lock = message.lock = Lock(uuid.uuid4(), message, consumer, until)
+        self._locks[lock.token] = lock
+        if lane.session_id is None:
+            lock.timer = self._timers.at(until, self._lock_expires, lock)
+        else:
+            lane.locks[lock.token] = lock
+        return lock.token
+
+    def _lock_expires(self, lock: Lock) -> None:
+        message = self._unlock(lock)
+        message.count += 1
+        self._give_back(message)
+
+    def _unlock(self, lock: Lock) -> Stored:
+        message = lock.message
+        del self._locks[lock.token]
+        message.lock = None
+        if lock.timer is not None:
+            self._timers.cancel(lock.timer)
+        else:
+            del message.lane.locks[lock.token]
+        return message
+
+    def _give_back(self, message: Stored) -> None:
+        if message.state == ACTIVE:
+            self._requeue(message)
+            self._dispatch(message.lane)
+        elif message.expires_at <= self._timers.now():
+            self._expire(message)
+
+    def renew(self, tokens: Sequence[UUID]) -> list[float]:
+        """Prolong locks on messages without session, all or none; return when they end.
+
+        Raises:
+            Refused: One is not locked by its token.
+        """
+        now = self._timers.run()
+        locks = [self._held(token, None) for token in tokens]
+        for lock in locks:
+            lock.own_until = now + self.settings.lock_duration
+            if lock.timer is not None:
+                self._timers.cancel(lock.timer)
+            lock.timer = self._timers.at(lock.own_until, self._lock_expires, lock)
+        return [lock.own_until for lock in locks]
+
+    def _held(self, token: UUID, consumer: Consumer | None) -> Lock:
+        """The lock with this token; that of a session's message only for who holds the session."""
+        lock = self._locks.get(token)
+        if lock is None:
+            raise session_lock_lost() if self._sessions_required else message_lock_lost()
+        if self._sessions_required and (consumer is None or lock.consumer is not consumer):
+            raise session_lock_lost()
+        return lock
+
+    def settle(
+        self,
+        tokens: Sequence[UUID],
+        outcome: Outcome,
+        consumer: Consumer | None = None,
+        *,
+        reason: str | None = None,
+        description: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Decide what becomes of locked messages, all or none of them.
+
+        Args:
+            tokens: Of their locks.
+            outcome: The decision.
+            consumer: Who decides; needed where there are sessions.
+            reason: Why it is a dead letter.
+            description: More about that.
+            properties: Application properties to set on the message, where it is kept.
+
+        Raises:
+            Refused: A lock is lost, or a dead letter would be dead-lettered.
+        """
+        self._timers.run()
+        locks = [self._held(token, consumer) for token in tokens]
+        if outcome is Outcome.DEAD_LETTERED and self.dead_letters is None:
+            raise cannot_dead_letter()
+        for lock in locks:
+            message = self._unlock(lock)
+            if outcome is Outcome.COMPLETED or outcome is Outcome.DEAD_LETTERED:
+                if message.state == DEFERRED:
+                    self._deferred -= 1
+                if outcome is Outcome.COMPLETED:
+                    self._remove(message)
+                else:
+                    self._bury(message, reason, description, properties)
+                continue
+            if properties:
+                message.overrides = {**(message.overrides or {}), **properties}
+            if outcome is not Outcome.RELEASED:
+                message.count += 1
+            if outcome is Outcome.DEFERRED and message.state == ACTIVE:
+                message.state = DEFERRED
+                self._deferred += 1
+            self._give_back(message)
+
+    def receive_deferred(
+        self, sequences: Sequence[int], consumer: Consumer | None, *, settles: bool = True
+    ) -> list[tuple[Stored, UUID | None]]:
+        """Deferred messages by their numbers, locked or (without ``settles``) gone; all or none.
+
+        Raises:
+            Refused: One is not deferred, is locked, or is of a session that the consumer does not hold.
+        """
+        self._timers.run()
+        messages = [self._find(sequence, DEFERRED) for sequence in dict.fromkeys(sequences)]
+        if self._sessions_required:
+            for message in messages:
+                if consumer is None or message.lane.owner is not consumer:
+                    raise session_lock_lost()
+        if settles:
+            return [(message, self._lock(message, consumer)) for message in messages]
+        for message in messages:
+            self._deferred -= 1
+            self._remove(message)
+        return [(message, None) for message in messages]
+
+    def peek(self, start: int, count: int, session_id: str | None = None) -> list[Stored]:
+        """Up to ``count`` messages of any state from number ``start``, without locking them."""
+        self._timers.run()
+        index = self._index
+        if session_id is not None and self._sessions_required:
+            lane = self._sessions.get(session_id)
+            index = Index() if lane is None else lane.index
+        alive = (self._messages.get(number) for number in index.since(start))
+        return list(islice((message for message in alive if message is not None), count))
+
+    # Sessions
+
+    def accept(self, consumer: Consumer, session_id: str | None, timeout: float) -> None:
+        """Lock a session by name, or the next one with messages; the consumer's receiver hears of it.
+
+        Raises:
+            Refused: Somebody else has the session. (That none came within ``timeout`` seconds is told to
+                the receiver.)
+        """
+        self._timers.run()
+        if session_id is not None:
+            lane = self._lane(session_id)
+            if lane.owner is not None:
+                raise session_locked(session_id)
+            self._grant(lane, consumer)
+        elif self._available:
+            self._grant(next(iter(self._available)), consumer)
+        else:
+            self._waiters[consumer] = None
+            end = self._timers.now() + timeout
+            consumer.waiting = self._timers.at(end, self._wait_ends, consumer, timeout)
+
+    def _wait_ends(self, consumer: Consumer, timeout: float) -> None:
+        self._stop_waiting(consumer)
+        consumer.receiver.lost(wait_ended(timeout))
+
+    def _stop_waiting(self, consumer: Consumer) -> None:
+        self._waiters.pop(consumer, None)
+        if consumer.waiting is not None:
+            self._timers.cancel(consumer.waiting)
+            consumer.waiting = None
+
+    def _grant(self, lane: Lane, consumer: Consumer) -> None:
+        assert lane.session_id is not None
+        self._available.pop(lane, None)
+        self._locked_sessions += 1
+        lane.owner = consumer
+        consumer.lane = lane
+        self._prolong(lane)
+        consumer.receiver.granted(lane.session_id, lane.until)
+
+    def _prolong(self, lane: Lane) -> None:
+        if lane.timer is not None:
+            self._timers.cancel(lane.timer)
+        lane.until = self._timers.now() + self.settings.lock_duration
+        lane.timer = self._timers.at(lane.until, self._session_expires, lane)
+
+    def _session_expires(self, lane: Lane) -> None:
+        consumer = lane.owner
+        self._end_session(lane, failed=True)
+        if consumer is not None:
+            consumer.receiver.lost(session_lock_lost())
+
+    def _end_session(self, lane: Lane, *, failed: bool) -> None:
+        """Nobody holds the session any more; its locked messages go back, all before anybody can have one."""
+        if lane.owner is not None:
+            lane.owner.lane = None
+            lane.owner = None
+            self._locked_sessions -= 1
+        if lane.timer is not None:
+            self._timers.cancel(lane.timer)
+            lane.timer = None
+        for lock in list(lane.locks.values()):
+            message = self._unlock(lock)
+            message.count += failed
+            if message.state == ACTIVE:
+                self._requeue(message)
+            elif message.expires_at <= self._timers.now():
+                self._expire(message)
+        self._dispatch(lane)
+        self._tidy(lane)
+
+    def _owned(self, session_id: str, consumer: Consumer | None) -> Lane:
+        lane = self._sessions.get(session_id)
+        if lane is None or consumer is None or lane.owner is not consumer:
+            raise session_lock_lost()
+        return lane
+
+    def renew_session(self, session_id: str, consumer: Consumer | None) -> float:
+        """Prolong the lock of a session that the consumer holds; return when it ends.
+
+        Raises:
+            Refused: The consumer does not hold it.
+        """
+        self._timers.run()
+        lane = self._owned(session_id, consumer)
+        self._prolong(lane)
+        return lane.until
+
+    def session_state(self, session_id: str, consumer: Consumer | None) -> bytes | None:
+        """The state of a session that the consumer holds.
+
+        Raises:
+            Refused: The consumer does not hold it.
+        """
+        self._timers.run()
+        return self._owned(session_id, consumer).state
+
+    def set_session_state(
+        self, session_id: str, state: bytes | None, consumer: Consumer | None
+    ) -> None:
+        """Replace the state of a session that the consumer holds; ``None`` deletes it.
+
+        Raises:
+            Refused: The consumer does not hold it.
+        """
+        now = self._timers.run()
+        lane = self._owned(session_id, consumer)
+        lane.state = state
+        lane.state_set_at = now
+
+    def session_ids(self, state_set_after: float | None = None) -> list[str]:
+        """Sessions with messages or a state, or those whose state was set after a time."""
+        self._timers.run()
+        if state_set_after is None:
+            chosen = [
+                lane for lane in self._sessions.values() if lane.messages or lane.state is not None
+            ]
+        else:
+            chosen = [
+                lane for lane in self._sessions.values() if lane.state_set_at > state_set_after
+            ]
+        return [lane.session_id for lane in chosen if lane.session_id is not None]
+
+    # What only tests do
+
+    def steal_session(self, session_id: str) -> bool:
+        """End the lock of a session as if it had expired, without telling its holder; whether there was one."""
+        self._timers.run()
+        lane = self._sessions.get(session_id)
+        if lane is None or lane.owner is None:
+            return False
+        self._end_session(lane, failed=True)
+        return True
+
+    def steal_message(self, sequence: int) -> bool:
+        """End the lock of a message as if it had expired; whether there was one."""
+        self._timers.run()
+        message = self._messages.get(sequence)
+        if message is None or message.lock is None:
+            return False
+        self._lock_expires(message.lock)
+        return True
