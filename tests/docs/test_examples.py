@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, folder: Path, environment: dict[str, str]) -> list[str]:
@@ -35,6 +37,9 @@ def of(lines: list[str], start: str) -> list[str]:
 
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    # Examples that need a broker are tested with it.
+    for path in (ROOT / "tests").glob("*/test_example.py"):
+        tested |= set(re.findall(r"^def test_(\w+)", path.read_text("utf-8"), re.MULTILINE))
 
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 

@@ -32,9 +32,12 @@ async def supervised(
     mode: SettlementMode,
     *,
     idle_timeout: float = 5.0,
+    receive_timeout: float = 20.0,
 ) -> AsyncIterator[Supervisor]:
     """A supervisor whose sessions share ``tally`` as their handler."""
-    config = SupervisorConfig(settlement=mode, idle_timeout=idle_timeout)
+    config = SupervisorConfig(
+        settlement=mode, idle_timeout=idle_timeout, receive_timeout=receive_timeout
+    )
     async with open_supervisor(client, queue, lambda: tally, config=config) as supervisor:
         yield supervisor
 

@@ -24,11 +24,13 @@ class RawBroker(Protocol):
         description: What the programs do, a few words.
         is_local: Whether the broker is on this machine, so that nobody minds a queue more.
         longest_poll: Seconds an idle receive call takes at most.
+        idle_aim: How many calls an idle queue may cost in that time, for people.
     """
 
     description: str
     is_local: bool
     longest_poll: float
+    idle_aim: str
 
     async def publish(self, queue: str, workload: Workload, *, ordered: bool) -> float:
         """Send a workload as fast as it can, each session in order or not; messages per second."""

@@ -75,6 +75,7 @@ class SqsRaw:
     """See :class:`..RawBroker`. Made by :func:`open_raw`; called from trio, works on the bridge's loop."""
 
     description = f"aiobotocore, batches of {_BATCH}, {_IN_FLIGHT} calls in flight"
+    idle_aim = "at most 2: the queue's poll and its holding queue's"
 
     def __init__(self, bridge: AsyncioBridge, client: Any, config: SqsConfig) -> None:
         self._bridge = bridge
@@ -82,7 +83,8 @@ class SqsRaw:
         self._config = config
         host = urlsplit(config.endpoint_url or "").hostname
         self.is_local = host is not None and (host == "localhost" or host.startswith("127."))
-        self.longest_poll = float(config.wait_time)
+        # Half of the lock is left to what comes at a poll's very end.
+        self.longest_poll = float(min(config.wait_time, config.lock_duration // 2))
 
     async def publish(self, queue: str, workload: Workload, *, ordered: bool) -> float:
         """See :class:`..RawBroker`."""
