@@ -1,4 +1,7 @@
-"""A consumer process of the chaos tests: ``python worker.py NAME URL QUEUE HISTORY``. SIGTERM drains it."""
+"""A consumer process of the chaos tests; once it says ``ready``, SIGTERM drains it.
+
+``python worker.py NAME URL QUEUE HISTORY SETTLEMENT ATTEMPTS``
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 import trio
 
 from queue_runtime import (
+    BreakerConfig,
     Delivery,
     Retry,
     RetryPolicy,
@@ -29,15 +33,19 @@ async def handle(delivery: Delivery) -> Retry | None:
     return None
 
 
-async def main(name: str, url: str, queue: str, history: str, settlement: str) -> None:
+async def main(
+    name: str, url: str, queue: str, history: str, settlement: str, attempts: str
+) -> None:
     config = SupervisorConfig(
         settlement=SettlementMode(settlement),
         # Fewer than there are, so that the processes share the sessions and hand them over.
         max_sessions=25,
         idle_timeout=0.2,
         park_threshold=0.1,
-        retry=RetryPolicy(initial=0.01, max_delay=0.3, max_attempts=None),
+        retry=RetryPolicy(initial=0.01, max_delay=0.3, max_attempts=int(attempts) or None),
         drain_timeout=5.0,
+        # A network as bad as the tests' fails often in a row.
+        breaker=BreakerConfig(failure_threshold=10, open_duration=0.5),
     )
     with Recorder(name, path=history) as recorder:
         async with open_supervisor(
@@ -48,6 +56,7 @@ async def main(name: str, url: str, queue: str, history: str, settlement: str) -
             instruments=[record_settlements(recorder)],
         ):
             with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                print("ready", flush=True)
                 async for _ in signals:
                     break
 
