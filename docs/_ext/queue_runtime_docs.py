@@ -41,6 +41,8 @@ def default(field: "attrs.Attribute[Any]") -> str:
     if value is attrs.NOTHING:
         return "required"
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]  # a class at run time
+        if value.takes_self:
+            return "see there"
         value = value.factory()
         if value == {}:
             return "empty"
