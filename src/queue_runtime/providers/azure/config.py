@@ -1,0 +1,528 @@
+"""What an ``azure://`` URL and a connection string say, as frozen values; queue names as Service Bus takes them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeAlias, final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import attrs
+
+from queue_runtime.config import split_url, structure_options
+from queue_runtime.config.structuring import shown
+from queue_runtime.errors import ConfigurationError, ValidationError
+from queue_runtime.messages import QueueName
+from queue_runtime.secret import Secret
+
+__all__ = [
+    "DOMAIN",
+    "MAX_LOCK_DURATION",
+    "MAX_MESSAGE_BYTES",
+    "STANDARD_MESSAGE_BYTES",
+    "AuthMode",
+    "AzureConfig",
+    "ConnectionString",
+    "azure_config_from_url",
+    "parse_connection_string",
+]
+
+AuthMode: TypeAlias = Literal["connection_string", "default", "managed_identity", "client_secret"]
+"""Where tokens come from; see :attr:`AzureConfig.auth`."""
+
+DOMAIN: Final = "servicebus.windows.net"
+"""Completes the name of a namespace that is given without a domain. Sovereign clouds have others."""
+
+STANDARD_MESSAGE_BYTES: Final = 262_144
+"""Largest message of the Basic and Standard tiers, in bytes.
+
+https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
+"""
+
+MAX_MESSAGE_BYTES: Final = 104_857_600
+"""Largest message that a Premium queue can be made to take, in bytes (100 MiB)."""
+
+MAX_LOCK_DURATION: Final = 300.0
+"""Longest lock a queue can have, in seconds."""
+
+_PARTS: Final = {
+    name.lower(): name
+    for name in (
+        "Endpoint",
+        "SharedAccessKeyName",
+        "SharedAccessKey",
+        "SharedAccessSignature",
+        "EntityPath",
+        "UseDevelopmentEmulator",
+    )
+}
+_IGNORED_PARTS: Final = {"transporttype", "operationtimeout", "runtimeport", "managementport"}
+"""What older SDKs for .NET read; nothing here depends on them."""
+
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
+_QUEUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
+_GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")  # as azure-identity checks it
+_LOOPBACK: Final = re.compile(r"localhost|(?:[a-z0-9-]+\.)+localhost|127(?:\.[0-9]{1,3}){3}|::1")
+
+_Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+# --- connection strings --------------------------------------------------------------------------------
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ConnectionString:
+    """What a connection string says.
+
+    Args:
+        host: Of the namespace, in lower case.
+        port: Given for the emulator only.
+        key_name: Name of the shared access policy.
+        key: Its key.
+        signature: A signature made with a key, in its place.
+        queue: The only queue it is good for.
+        emulator: Plain AMQP without TLS, as Microsoft's emulator speaks it.
+    """
+
+    host: str
+    port: int | None = None
+    key_name: str | None = None
+    key: Secret | None = None
+    signature: Secret | None = None
+    queue: str | None = None
+    emulator: bool = False
+
+
+def parse_connection_string(text: str) -> ConnectionString:
+    """Take apart ``Endpoint=sb://host/;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]``.
+
+    Raises:
+        ValidationError: With everything that is wrong, by the names of its parts. No value is shown, and no name
+            that is not a part's: either may be the key, cut off or pasted alone.
+    """
+    parts, problems = _split(text)
+    endpoint = _endpoint(parts.get("Endpoint"), problems)
+    emulator = parts.get("UseDevelopmentEmulator", "false")
+    if emulator not in ("true", "false", ""):
+        # The SDK takes any other spelling for false, and would then ask the emulator for TLS.
+        problems.append("UseDevelopmentEmulator must be true or false, in small letters")
+    elif endpoint is not None and emulator == "false" and endpoint[1] is not None:
+        problems.append(
+            "Endpoint has a port, which only an emulator's may have: "
+            "add UseDevelopmentEmulator=true, or give custom_endpoint=sb://host:port beside it"
+        )
+    _check_credentials(parts, problems)
+    queue = parts.get("EntityPath")
+    if queue and not _QUEUE.fullmatch(queue):
+        problems.append("EntityPath is no name that a queue can have")
+    if problems or endpoint is None:
+        raise ValidationError(f"connection_string: {'; '.join(problems)}")
+    key, signature = parts.get("SharedAccessKey"), parts.get("SharedAccessSignature")
+    return ConnectionString(
+        host=endpoint[0],
+        port=endpoint[1],
+        key_name=parts.get("SharedAccessKeyName"),
+        key=None if key is None else Secret(key),
+        signature=None if signature is None else Secret(signature),
+        queue=queue,
+        emulator=emulator == "true",
+    )
+
+
+def _split(text: str) -> tuple[dict[str, str], list[str]]:
+    parts: dict[str, str] = {}
+    problems: list[str] = []
+    for number, pair in enumerate(filter(None, text.strip().split(";")), 1):
+        given, equals, value = pair.partition("=")
+        given = given.strip()
+        name = _PARTS.get(given.lower())
+        if not equals:
+            problems.append(f"part {number} is not name=value")
+        elif name is None:
+            if given.lower() not in _IGNORED_PARTS:
+                near = difflib.get_close_matches(given.lower(), _PARTS, n=1, cutoff=0.75)
+                problems.append(
+                    f"part {number} has an unknown name"
+                    + (f", did you mean {_PARTS[near[0]]}?" if near else "")
+                )
+        elif name in parts:
+            problems.append(f"{name} is given more than once")
+        else:
+            parts[name] = value.strip()
+            if not parts[name]:
+                problems.append(f"{name} is empty")
+    return parts, problems
+
+
+def _endpoint(value: str | None, problems: list[str]) -> tuple[str, int | None] | None:
+    if value is None:
+        problems.append("Endpoint is missing: sb://<namespace>.servicebus.windows.net/")
+        return None
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = SplitResult("", "", "", "", ""), None
+    host = parts.hostname or ""
+    extra = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme != "sb" or extra or not (_HOST.fullmatch(host) or host == "::1"):
+        if value:  # an empty one was named already
+            problems.append("Endpoint must be sb://<namespace>.servicebus.windows.net/")
+        return None
+    return host.lower(), port
+
+
+def _check_credentials(parts: dict[str, str], problems: list[str]) -> None:
+    name, key, signature = (
+        part in parts
+        for part in ("SharedAccessKeyName", "SharedAccessKey", "SharedAccessSignature")
+    )
+    if key and signature:
+        problems.append("SharedAccessKey and SharedAccessSignature are both given: keep one")
+    elif name and not key and not signature:
+        problems.append("SharedAccessKey is missing, which belongs to SharedAccessKeyName")
+    elif key and not name:
+        problems.append("SharedAccessKeyName is missing, which belongs to SharedAccessKey")
+    elif not key and not signature:
+        problems.append("SharedAccessKeyName and SharedAccessKey are missing")
+    token = parts.get("SharedAccessSignature", "")
+    if token and not (
+        token.startswith("SharedAccessSignature ")
+        and all(f"{field}=" in token for field in ("sr", "sig", "se"))
+    ):
+        problems.append(
+            "SharedAccessSignature must be 'SharedAccessSignature sr=…&sig=…&se=…&skn=…'"
+        )
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def _whole(least: int, most: int, unit: str) -> _Validator:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValidationError(
+                f"{attribute.name} is {shown(value)}: expected a whole number of {unit} "
+                f"from {least} to {most}"
+            )
+
+    return check
+
+
+def _seconds(most: float) -> _Validator:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise ValidationError(
+                f"{attribute.name} is {shown(value)}: expected seconds, more than 0 and at most {most:.0f}"
+            )
+
+    return check
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> _Validator:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None:
+            return
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValidationError(f"{attribute.name} is {shown(value)}: expected {expected}")
+
+    return check
+
+
+def _check_text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValidationError(f"{attribute.name} is {shown(value)}: expected some text, or nothing")
+
+
+def _check_secret(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, Secret) and value.reveal()):
+        raise ValidationError(f"{attribute.name} must be a Secret that is not empty")
+
+
+def _check_connection_string(
+    instance: object, attribute: attrs.Attribute[Any], value: Secret | None
+) -> None:
+    _check_secret(instance, attribute, value)
+    if value is not None:
+        parse_connection_string(value.reveal())
+
+
+def _check_custom_endpoint(
+    _instance: object, attribute: attrs.Attribute[Any], value: object
+) -> None:
+    if value is None:
+        return
+    expected = f"{attribute.name} must be sb://host or sb://host:port, and nothing more"
+    if not isinstance(value, str):
+        raise ValidationError(expected)
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValidationError(expected) from None
+    if (
+        parts.scheme != "sb"
+        or not (_HOST.fullmatch(parts.hostname or "") or parts.hostname == "::1")
+        or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
+    ):
+        raise ValidationError(expected)
+
+
+def _check_declare(_instance: object, _attribute: object, value: object) -> None:
+    if value is not False:
+        raise ValidationError(
+            "declare must be false: sending and receiving create nothing in a cloud account; "
+            "create queues with the portal, the Azure CLI or queue-runtime provision"
+        )
+
+
+# --- the configuration ---------------------------------------------------------------------------------
+
+
+def _from_connection_string(pick: Callable[[ConnectionString], str | None]) -> Any:
+    """A default taken from ``connection_string``, where that can be read: its validator tells when not."""
+
+    def default(config: AzureConfig) -> str | None:
+        try:
+            said = config.said
+            return None if said is None else pick(said)
+        except (ValidationError, AttributeError):
+            return None
+
+    return attrs.Factory(default, takes_self=True)
+
+
+def _auth_of(config: AzureConfig) -> AuthMode:
+    if config.connection_string is not None:
+        return "connection_string"
+    if config.client_secret is not None:
+        return "client_secret"
+    # A client id beside a tenant's is a workload identity's, which the chain finds.
+    alone = config.client_id is not None and config.tenant_id is None
+    return "managed_identity" if alone else "default"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class AzureConfig:
+    """One namespace of Service Bus, or one queue of it: ``azure://namespace[/queue][?option=value&…]``.
+
+    Args:
+        connection_string: Of the namespace or of one queue, with a shared access key or signature.
+            ``UseDevelopmentEmulator=true`` in it means AMQP without TLS.
+        namespace: With or without its domain. By default as ``connection_string`` says.
+        queue: The only queue to use; ``None``: whichever is opened. By default as ``connection_string`` says.
+        tenant_id: Directory of the application.
+        client_id: Application; user-assigned managed identity where there is no client secret.
+        client_secret: The application's secret.
+        auth: Where tokens come from: ``connection_string``; ``client_secret`` of an application;
+            ``managed_identity`` of the machine, that of ``client_id`` or else its own; ``default``, the chain of
+            azure-identity: environment, workload identity, managed identity, developer tools. By default what is
+            given, in this order: connection string, client secret, ``client_id`` alone, nothing. A connection
+            string goes before the other credentials, which environments often hold for other purposes.
+        sessions: Whether queues require sessions. That is the queue's own property; this has to agree with it.
+        deduplication: Whether queues detect duplicates, which they do by message id. That is the queue's own
+            property too. With it, messages travel under their deduplication ids; without, under their own.
+        lock_duration: Seconds that the queue's locks last, until the broker tells; at most 300.
+        max_delivery_count: Deliveries after which the queue dead-letters, until the broker tells.
+        transport: ``amqp`` on TCP port 5671, or ``websocket`` on 443 for networks that let nothing else out.
+        custom_endpoint: ``sb://host[:port]``, where connections go in place of the namespace's own address,
+            such as a gateway; 443 where no port is given.
+        verify: File with the certificates of the authorities to trust; ``None``: those of certifi.
+        insecure: Allow an emulator, which speaks without TLS, that is not on this machine.
+        max_message_bytes: Largest message as encoded, 262,144 in the Standard tier; Premium queues take what
+            they were made for, up to 104,857,600.
+        prefetch: Messages asked for ahead. Only without sessions, where 100 is the default: locks of messages
+            that wait here are running.
+        acceptors: How many wait for the next session at once, each with a connection of its own.
+        accept_wait: Seconds that one of them waits before it asks anew.
+        max_sessions: Most sessions held at once by one receiver; each costs a TCP connection, of which a
+            namespace takes 5,000.
+        socket_timeout: Seconds for which reading keeps the socket from writing: short means quick answers and
+            some idle work. By default 0.02, over WebSocket 1.
+        connect_timeout: Seconds to wait for a connection and its link.
+        operation_timeout: Seconds to wait for an answer to anything else.
+        declare: Always false: nothing is created here.
+    """
+
+    connection_string: Secret | None = attrs.field(default=None, validator=_check_connection_string)
+    namespace: str | None = attrs.field(
+        default=_from_connection_string(lambda said: said.host),
+        validator=_matching(_HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
+    )
+    queue: str | None = attrs.field(
+        default=_from_connection_string(lambda said: said.queue),
+        validator=_matching(
+            _QUEUE,
+            "1 to 260 of A-Z a-z 0-9 . _ / -, of which a letter or a digit is first and last",
+        ),
+    )
+    tenant_id: str | None = attrs.field(
+        default=None, validator=_matching(_TENANT, "a directory's id or domain")
+    )
+    client_id: str | None = attrs.field(
+        default=None,
+        validator=_matching(_GUID, "an id such as 01234567-89ab-cdef-0123-456789abcdef"),
+    )
+    client_secret: Secret | None = attrs.field(default=None, validator=_check_secret)
+    auth: AuthMode = attrs.field(
+        default=attrs.Factory(_auth_of, takes_self=True),
+        validator=attrs.validators.in_(
+            ("connection_string", "default", "managed_identity", "client_secret")
+        ),
+    )
+    sessions: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    deduplication: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    lock_duration: float = attrs.field(default=60.0, validator=_seconds(MAX_LOCK_DURATION))
+    max_delivery_count: int = attrs.field(default=10, validator=_whole(1, 2_000, "deliveries"))
+    transport: Literal["amqp", "websocket"] = attrs.field(
+        default="amqp", validator=attrs.validators.in_(("amqp", "websocket"))
+    )
+    custom_endpoint: str | None = attrs.field(default=None, validator=_check_custom_endpoint)
+    verify: str | None = attrs.field(default=None, validator=_check_text)
+    insecure: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    max_message_bytes: int = attrs.field(
+        default=STANDARD_MESSAGE_BYTES, validator=_whole(1_024, MAX_MESSAGE_BYTES, "bytes")
+    )
+    prefetch: int = attrs.field(
+        default=attrs.Factory(lambda config: 0 if config.sessions else 100, takes_self=True),
+        validator=_whole(0, 5_000, "messages"),
+    )
+    acceptors: int = attrs.field(default=4, validator=_whole(1, 100, "acceptors"))
+    accept_wait: float = attrs.field(default=10.0, validator=_seconds(60))
+    max_sessions: int = attrs.field(default=256, validator=_whole(1, 5_000, "sessions"))
+    socket_timeout: float = attrs.field(
+        default=attrs.Factory(
+            lambda config: 0.02 if config.transport == "amqp" else 1.0, takes_self=True
+        ),
+        validator=_seconds(60),
+    )
+    connect_timeout: float = attrs.field(default=10.0, validator=_seconds(600))
+    operation_timeout: float = attrs.field(default=30.0, validator=_seconds(600))
+    declare: bool = attrs.field(default=False, validator=_check_declare)
+
+    def __attrs_post_init__(self) -> None:
+        # Each text begins with the field it blames: whoever collects problems goes by that.
+        self._check_auth()
+        if self.sessions and self.prefetch:
+            raise ValidationError(
+                f"prefetch is {self.prefetch}, but sessions is true: a session's lock would not expire while "
+                "messages wait here; leave prefetch out, or say sessions=false"
+            )
+        said = self.said
+        if said is None:
+            return
+        named = (self.namespace or "").lower()
+        if said.host not in (named, _qualified(named)):
+            raise ValidationError(
+                f"namespace is {shown(self.namespace)}, but connection_string is for {shown(said.host)}: "
+                "name one of them"
+            )
+        if said.queue is not None and (self.queue or "").lower() != said.queue.lower():
+            raise ValidationError(
+                f"queue is {shown(self.queue)}, but connection_string is for {shown(said.queue)} only"
+            )
+        if said.emulator:
+            self._check_plaintext(said)
+
+    def _check_auth(self) -> None:
+        needed = {
+            "connection_string": ("connection_string",),
+            "client_secret": ("tenant_id", "client_id", "client_secret"),
+        }.get(self.auth, ())
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValidationError(f"{name} is missing: auth is {self.auth}")
+        if self.namespace is None:
+            raise ValidationError(
+                "namespace is missing: write azure://namespace/queue, or give a connection_string"
+            )
+
+    def _check_plaintext(self, said: ConnectionString) -> None:
+        for name in ("custom_endpoint", "verify"):
+            if getattr(self, name) is not None:
+                raise ValidationError(
+                    f"{name} means nothing to an emulator: connection_string says "
+                    "UseDevelopmentEmulator=true, so its Endpoint is used, without TLS"
+                )
+        if self.transport != "amqp":
+            raise ValidationError("transport is websocket, which an emulator does not speak")
+        if not self.insecure and not _LOOPBACK.fullmatch(said.host):
+            raise ValidationError(
+                f"connection_string is for an emulator on {shown(said.host)}: without TLS everybody on the "
+                "way reads the messages; use one on this machine, or say insecure=true"
+            )
+
+    @property
+    def said(self) -> ConnectionString | None:
+        """What ``connection_string`` says."""
+        secret = self.connection_string
+        return None if secret is None else parse_connection_string(secret.reveal())
+
+    @property
+    def fully_qualified_namespace(self) -> str:
+        """The namespace's host name, in lower case, with its domain."""
+        said = self.said
+        return _qualified((self.namespace or "").lower()) if said is None else said.host
+
+    def wire_name(self, queue: QueueName) -> str:
+        """What Service Bus calls ``queue``; capital letters do not matter to it.
+
+        Raises:
+            ValidationError: Service Bus cannot hold the name.
+            ConfigurationError: The configuration names another queue as the only one.
+        """
+        name = str(queue)
+        if not _QUEUE.fullmatch(name):
+            raise ValidationError(
+                f"queue name {shown(name)} must end in a letter or a digit for Service Bus"
+            )
+        if self.queue is None:
+            return name
+        if name.lower() != self.queue.lower():
+            raise ConfigurationError(
+                f"queue {shown(name)} is not the queue {shown(self.queue)} that the provider's URL or "
+                "connection string names: open that one, or leave the queue out of them"
+            )
+        return self.queue  # the SDK compares a connection string's with regard to capitals
+
+
+def _qualified(name: str) -> str:
+    return name if "." in name else f"{name}.{DOMAIN}"
+
+
+def azure_config_from_url(url: str) -> AzureConfig:
+    """Read ``azure://[namespace[/queue]][?option=value&…]``.
+
+    Raises:
+        ConfigurationError: With every problem at once; secrets masked.
+    """
+    parts, options = split_url(url)
+    if "@" in parts.netloc:
+        raise ConfigurationError(
+            "an azure URL has no user information: "
+            "give connection_string, or tenant_id, client_id and client_secret, as options"
+        )
+    namespace, queue = unquote(parts.netloc), unquote(parts.path).strip("/")
+    if namespace and not _HOST.fullmatch(namespace):
+        raise ConfigurationError(
+            f"azure URL names {shown(namespace)} where a namespace belongs: write azure://namespace/queue; "
+            "an emulator's address stands in a connection_string, a gateway's in custom_endpoint"
+        )
+    option = options.get("namespace", namespace)
+    if namespace and _qualified(option).lower() != _qualified(namespace).lower():
+        raise ConfigurationError(
+            f"azure URL names namespace {shown(namespace)}, and an option namespace {shown(option)}: "
+            "choose one"
+        )
+    fixed: dict[str, object] = {}
+    if queue:
+        fixed["queue"] = queue
+    if namespace:
+        fixed["namespace"] = namespace
+        options.pop("namespace", None)
+    return structure_options(AzureConfig, options, where=url, fixed=fixed)
