@@ -29,6 +29,9 @@ The paths run in the same session, and not with the quick tests: they need the b
 EXTRAS = {"sqs": "sqs"}
 """The extra of a broker's SDK; ``test`` has the emulators."""
 
+EXAMPLES = ("tests/docs", "tests/cli/test_demo.py")
+"""What runs whole programs as people would: minutes of processes that mostly wait."""
+
 GATED = ("policies", "actors", "providers/memory")
 """Packages whose branch coverage may not fall below ``MINIMUM_COVERAGE`` per cent."""
 
@@ -69,11 +72,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The quick tests: all but contract, simulation and chaos. Arguments go to pytest."""
-    elsewhere = ["tests/simulation"]
+    """The quick tests: all but examples, contract, simulation and chaos. Arguments go to pytest."""
+    elsewhere = ["tests/simulation", *EXAMPLES]
     for broker in CONTRACTS:
         elsewhere += contract_paths(broker)
     run_tests(session, *(f"--ignore={path}" for path in elsewhere))
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The demo, and every example of the documentation and of ``examples/``. Arguments go to pytest."""
+    run_tests(session, *EXAMPLES)
 
 
 def _add_contract_session(broker: str) -> None:
@@ -89,12 +98,12 @@ for _broker in CONTRACTS:
     _add_contract_session(_broker)
 
 
-@nox.session(requires=["tests", *(f"contract-{broker}" for broker in CONTRACTS)])
+@nox.session(requires=["tests", "examples", *(f"contract-{broker}" for broker in CONTRACTS)])
 def coverage(session: nox.Session) -> None:
     """Join what the sessions above measured; fail below the gate."""
     session.install("coverage[toml]>=7.11")
     session.env["COVERAGE_FILE"] = str(COVERAGE_DATA / ".coverage")
-    measured = ("tests", *(f"contract-{broker}" for broker in CONTRACTS))
+    measured = ("tests", "examples", *(f"contract-{broker}" for broker in CONTRACTS))
     session.run(
         *("coverage", "combine", "--quiet", "--keep"),
         *(str(COVERAGE_DATA / name) for name in measured),

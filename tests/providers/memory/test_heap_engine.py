@@ -42,7 +42,7 @@ class HeapMachine(EngineMachine):
 
 
 TestHeapMachine = HeapMachine.TestCase
-TestHeapMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestHeapMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
 class Bench:

@@ -149,7 +149,7 @@ class SqliteMachine(EngineMachine):
 
 
 TestSqliteMachine = SqliteMachine.TestCase
-TestSqliteMachine.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestSqliteMachine.settings = settings(max_examples=40, stateful_step_count=60, deadline=None)
 
 
 Opener = Callable[..., SqliteEngine]
