@@ -1,0 +1,793 @@
+"""A message as Service Bus carries it, and back. Pure: plain values in and out, no SDK.
+
+The body
+    Travels as one data section.
+
+Headers
+    Travel as application properties, so that other programs read and write them, as many as there are. Those of
+    :data:`NATIVE_HEADERS` are fields of AMQP itself, such as the subject, and travel as these.
+
+The rest
+    Session, content type, correlation id, time to live and scheduled time have fields of their own. What has none,
+    and headers whose names Service Bus uses itself, travel as JSON in one application property,
+    ``queue-runtime``. Many messages need none, and what a foreign program sends needs none.
+
+The broker's message id
+    Is the message's own or, on queues that detect duplicates, the deduplication id: two messages that merely have
+    one ``message_id`` are two messages. Without either it is generated and begins with :data:`GENERATED`.
+
+Foreign bodies
+    Of several data sections: joined. A value or sequences: text and bytes as they are, all else as JSON, where
+    bytes are text if they are UTF-8, otherwise base64; a header :data:`BODY_HEADER` tells which it was.
+
+What cannot be read
+    :func:`decode` never raises for what a sender did. What is no field for us becomes a header named after it. A
+    property ``queue-runtime`` that does not hold together makes :attr:`Received.malformed`: what can be read is
+    there, the broken property among the headers, and the receiver dead-letters it with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from urllib.parse import quote, unquote
+
+import attrs
+
+from queue_runtime.config.structuring import shown
+from queue_runtime.errors import ValidationError
+from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
+from queue_runtime.text import escape
+
+__all__ = [
+    "BODY_HEADER",
+    "ENVELOPE",
+    "GENERATED",
+    "MAX_DESCRIPTION",
+    "MAX_HEADER_BYTES",
+    "MAX_TIME_TO_LIVE",
+    "NATIVE_HEADERS",
+    "NOTHING_MORE",
+    "Entry",
+    "Extras",
+    "Received",
+    "State",
+    "dead_letter_words",
+    "decode",
+    "decode_id",
+    "digest",
+    "encode",
+    "encode_id",
+    "identity",
+    "in_batch",
+    "wire_size",
+]
+
+ENVELOPE: Final = "queue-runtime"
+"""Name of the application property that holds what has no place of its own."""
+
+BODY_HEADER: Final = "queue-runtime-body"
+"""Header of a message whose body was no data: ``value``, ``value-json``, ``sequence-json`` or ``none``."""
+
+GENERATED: Final = "~n:"
+"""Begins broker message ids that stand for no id of the user's."""
+
+MAX_DESCRIPTION: Final = 4_096
+"""Characters (UTF-16 units, as .NET counts) of a dead letter's reason, and of its description."""
+
+MAX_HEADER_BYTES: Final = 65_536
+"""Bytes of all that is not the body.
+
+https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
+"""
+
+MAX_TIME_TO_LIVE: Final = 4_294_967
+"""Longest time to live, in whole seconds: AMQP counts milliseconds in 32 bits."""
+
+NATIVE_HEADERS: Final[Mapping[str, str]] = {
+    "amqp-subject": "subject",
+    "amqp-to": "to",
+    "amqp-reply-to": "reply_to",
+    "amqp-reply-to-session-id": "reply_to_session_id",
+}
+"""Header to the argument of the SDK's message that it travels as."""
+
+Entry: TypeAlias = dict[str, Any]
+"""Arguments of the SDK's ``ServiceBusMessage``; those that would be ``None`` are left out."""
+
+State: TypeAlias = Literal["active", "deferred", "scheduled"]
+"""Where a peeked message stands."""
+
+T = TypeVar("T")
+
+_VERSION: Final = 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_ID: Final = 128
+_HASHED: Final = "~h:"
+_FOREIGN: Final = "~f:"
+_MARKED: Final = re.compile(r"~[hn]:")
+_GENERATED_ID: Final = re.compile(r"~n:[0-9a-f]{32,64}")
+_REASON: Final = "DeadLetterReason"
+_DESCRIPTION: Final = "DeadLetterErrorDescription"
+_TAIL: Final = "\nqueue-runtime "
+_RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
+"""Names of properties that mean something here or to the broker; headers of these names are packed."""
+_REASONS: Final = {"TTLExpiredException": "TimeToLiveExpired"}
+_STATES: Final[Mapping[object, State]] = {1: "deferred", 2: "scheduled"}
+_SCHEDULED: Final = "x-opt-scheduled-enqueue-time"
+_FOREIGN_FIELDS: Final = {
+    "subject": "amqp-subject",
+    "to": "amqp-to",
+    "reply_to": "amqp-reply-to",
+    "reply_to_group_id": "amqp-reply-to-session-id",
+    "content_encoding": "amqp-content-encoding",
+    "user_id": "amqp-user-id",
+}
+"""Field of the AMQP properties to the header that a foreign sender's value becomes."""
+
+
+# --- ids -----------------------------------------------------------------------------------------------
+
+
+def _units(text: str) -> int:
+    """The length of ``text`` as .NET counts, in UTF-16 units; it is what the broker's limits mean."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+def encode_id(text: str) -> str:
+    """A session, message or deduplication id as Service Bus takes it: at most 128 UTF-16 units.
+
+    Different ids stay different. What fits goes as it is; what is too long, or begins like an id made here, is
+    ``~h:`` and its SHA-256, and the envelope carries the id itself. What :func:`decode_id` made of a foreign
+    session becomes that session again.
+    """
+    if text.startswith(_FOREIGN):
+        wire = unquote(text.removeprefix(_FOREIGN), errors="replace")
+        if wire != text and decode_id(wire) == text:
+            return wire
+    if _units(text) > _MAX_ID or _MARKED.match(text):
+        return _HASHED + digest(text)
+    return text
+
+
+def decode_id(wire: str) -> SessionId:
+    """The session of a session id on the wire that no envelope explains: the same, as far as it can be one here.
+
+    Foreign senders may use empty ids and control characters; those are percent-encoded behind ``~f:`` or, when too
+    long then, hashed.
+    """
+    try:
+        return SessionId(wire)
+    except ValidationError:
+        escaped = _FOREIGN + quote(wire, safe=" ", errors="replace")
+        return SessionId(escaped if len(escaped) <= _MAX_ID else _FOREIGN + digest(wire))
+
+
+def digest(*parts: str) -> str:
+    """The SHA-256 of ``parts`` in hexadecimal digits; different parts give different ones."""
+    whole = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode(errors="replace")
+        whole.update(b"%d:" % len(encoded))
+        whole.update(encoded)
+    return whole.hexdigest()
+
+
+# --- sending -------------------------------------------------------------------------------------------
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Extras:
+    """What travels beside a message that was in a queue before.
+
+    Args:
+        message_id: Its identity there, where the sender gave it none.
+        dead_letter: Why it was a dead letter.
+        enqueued_at: When its queue accepted it.
+        sequence_number: Its position in that queue.
+    """
+
+    message_id: MessageId | None = None
+    dead_letter: DeadLetterInfo | None = None
+    enqueued_at: datetime | None = None
+    sequence_number: int | None = None
+
+
+NOTHING_MORE: Final = Extras()
+
+
+def identity(message: Message, token: str, extras: Extras = NOTHING_MORE) -> MessageId:
+    """The ``message_id`` that deliveries of ``message`` will have, encoded with the same arguments."""
+    return message.message_id or extras.message_id or MessageId(GENERATED + token)
+
+
+def encode(
+    message: Message,
+    token: str,
+    *,
+    deduplicates: bool = False,
+    extras: Extras = NOTHING_MORE,
+    max_bytes: int | None = None,
+) -> Entry:
+    """``message`` as Service Bus carries it.
+
+    Args:
+        message: What to send.
+        token: 32 to 64 hexadecimal digits that no other message has. On a queue that detects duplicates the same
+            token makes a repeated send harmless.
+        deduplicates: Whether the queue detects duplicates.
+        extras: What else to carry, of a message that was in a queue before. Its deduplication id is carried, not
+            used: the broker would drop the message for the sake of its own first life.
+        max_bytes: Size that what ``extras`` say about a dead letter must not make it exceed: its description
+            is shortened, and in the end left out with all the extras. The message itself is never cut.
+
+    Raises:
+        ValidationError: A time to live that is no number of whole seconds up to :data:`MAX_TIME_TO_LIVE` (rounded
+            up for a message that was in a queue before), or headers of more than :data:`MAX_HEADER_BYTES`.
+    """
+    entry = _encode(message, token, deduplicates, extras)
+    if extras.dead_letter is not None and (excess := _excess(entry, max_bytes)) > 0:
+        # ASCII in JSON: no character of the description took less than one byte.
+        info = extras.dead_letter
+        kept = max(0, len(info.description) - excess)
+        shorter = attrs.evolve(info, description=info.description[:kept])
+        entry = _encode(message, token, deduplicates, attrs.evolve(extras, dead_letter=shorter))
+        if _excess(entry, max_bytes) > 0:
+            least = Extras(message_id=identity(message, token, extras))
+            entry = _encode(message, token, deduplicates, least)
+    size = _header_size(entry)
+    if size > MAX_HEADER_BYTES:
+        raise ValidationError(
+            f"the headers and ids take {size} bytes, Service Bus takes {MAX_HEADER_BYTES}: "
+            "put large values into the body"
+        )
+    return entry
+
+
+def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) -> Entry:
+    first = extras is NOTHING_MORE
+    wanted: str | None = message.message_id
+    if deduplicates:
+        wanted = message.deduplication_id if first else None
+    entry: Entry = {
+        "body": message.body,
+        "message_id": GENERATED + token if wanted is None else encode_id(wanted),
+    }
+    properties: dict[str, str] = {}
+    packed: dict[str, str] = {}
+    for name, value in message.headers.items():
+        if name in _RESERVED or (name == "amqp-reply-to-session-id" and _units(value) > _MAX_ID):
+            packed[name] = value
+        elif name in NATIVE_HEADERS:
+            entry[NATIVE_HEADERS[name]] = value
+        else:
+            properties[name] = value
+    fields = _fields(message, token, entry["message_id"], extras)
+    if message.session_id is not None:
+        entry["session_id"] = encode_id(message.session_id)
+        # A foreign session's own id is told by decode_id; a hash tells nothing.
+        if entry["session_id"].startswith(_HASHED):
+            fields["session"] = message.session_id
+    if message.content_type is not None:
+        entry["content_type"] = message.content_type
+    if message.correlation_id is not None:
+        entry["correlation_id"] = message.correlation_id
+    if message.time_to_live is not None:
+        entry["time_to_live"] = _whole_seconds(message.time_to_live, round_up=not first)
+    if message.scheduled_at is not None:
+        due = _whole_milliseconds(message.scheduled_at)
+        entry["scheduled_enqueue_time_utc"] = due
+        if due != message.scheduled_at:
+            fields["due"] = message.scheduled_at.isoformat()
+    if packed:
+        fields["headers"] = packed
+    if fields:
+        properties[ENVELOPE] = json.dumps({"v": _VERSION, **fields}, separators=(",", ":"))
+    if properties:
+        entry["application_properties"] = properties
+    return entry
+
+
+def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dict[str, Any]:
+    own, wanted = message.message_id, message.deduplication_id
+    dead = extras.dead_letter
+    was = None if own is not None else identity(message, token, extras)
+    fields = {
+        "id": None if own == broker_id else own,
+        "was": None if was == broker_id else was,
+        "dedup": True if wanted is not None and wanted == broker_id else wanted,
+        "sequence": extras.sequence_number,
+        "enqueued": None if extras.enqueued_at is None else extras.enqueued_at.isoformat(),
+        "dead": None
+        if dead is None
+        else {
+            "reason": dead.reason,
+            "description": dead.description[:MAX_DESCRIPTION],
+            **_history(dead.dead_lettered_at, dead.first_failed_at, dead.delivery_count),
+        },
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _history(at: datetime, first_failed_at: datetime | None, count: int) -> dict[str, Any]:
+    first = None if first_failed_at is None else first_failed_at.isoformat()
+    return {"at": at.isoformat(), "first": first, "count": count}
+
+
+def _whole_seconds(seconds: float, *, round_up: bool) -> timedelta:
+    whole = math.ceil(seconds) if round_up else int(seconds)
+    if round_up:
+        whole = min(whole, MAX_TIME_TO_LIVE)
+    if whole < 1 or (whole != seconds and not round_up):
+        raise ValidationError(
+            f"time_to_live is {seconds!r} seconds: Service Bus counts whole ones, at least 1"
+        )
+    if whole > MAX_TIME_TO_LIVE:
+        raise ValidationError(
+            f"time_to_live is {seconds!r} seconds, Service Bus takes {MAX_TIME_TO_LIVE} (49 days) at most: "
+            "leave it out, or let the queue set it"
+        )
+    return timedelta(seconds=whole)
+
+
+def _whole_milliseconds(moment: datetime) -> datetime:
+    """Not earlier than ``moment``, in the unit of AMQP."""
+    rest = moment.microsecond % 1_000
+    return moment + timedelta(microseconds=1_000 - rest) if rest else moment
+
+
+def dead_letter_words(
+    reason: str,
+    description: str,
+    *,
+    at: datetime,
+    first_failed_at: datetime | None,
+    delivery_count: int,
+) -> tuple[str, str]:
+    """Reason and description for the broker's dead-letter outcome.
+
+    The broker keeps neither the time nor the deliveries it did not see, so they stand in the description's last
+    line, where :func:`decode` finds them.
+
+    Returns:
+        Each at most :data:`MAX_DESCRIPTION` UTF-16 units; the description is cut, its last line is not.
+    """
+    history = json.dumps(_history(at, first_failed_at, delivery_count), separators=(",", ":"))
+    tail = _TAIL + history
+    return _cut(reason, MAX_DESCRIPTION), _cut(description, MAX_DESCRIPTION - len(tail)) + tail
+
+
+def _cut(text: str, units: int) -> str:
+    if _units(text) <= units:
+        return text
+    encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]
+    return encoded.decode("utf-16-le", "ignore")  # half a character at the end is left out
+
+
+# --- sizes ---------------------------------------------------------------------------------------------
+
+
+def wire_size(entry: Mapping[str, Any]) -> int:
+    """Bytes of the message as AMQP encodes it, which is what the broker's limits count."""
+    body = len(entry["body"])
+    return _header_size(entry) + 3 + body + (2 if body <= 255 else 5)
+
+
+def in_batch(size: int) -> int:
+    """Bytes that a message of ``size`` takes in a batch, where each is a data section of its own."""
+    return size + (5 if size <= 255 else 8)
+
+
+def _excess(entry: Mapping[str, Any], max_bytes: int | None) -> int:
+    over = _header_size(entry) - MAX_HEADER_BYTES
+    return over if max_bytes is None else max(over, wire_size(entry) - max_bytes)
+
+
+def _header_size(entry: Mapping[str, Any]) -> int:
+    """All sections but the body's: three bytes of descriptor each, then a list or a map of AMQP's encodings."""
+    texts = sum(
+        _string(entry[name]) - 1
+        for name in (
+            "message_id",
+            "session_id",
+            "content_type",
+            "correlation_id",
+            *NATIVE_HEADERS.values(),
+        )
+        if name in entry
+    )
+    size = 3 + _compound(13 + texts + (16 if "time_to_live" in entry else 0))
+    if "time_to_live" in entry:
+        size += 15
+    if "scheduled_enqueue_time_utc" in entry:
+        size += 3 + _compound(2 + len(_SCHEDULED) + 9)
+    properties = entry.get("application_properties")
+    if properties:
+        pairs = sum(_string(name) + _string(value) for name, value in properties.items())
+        size += 3 + _compound(pairs, 2 * len(properties))
+    return size
+
+
+def _string(text: str) -> int:
+    size = len(text.encode())
+    return size + (2 if size <= 255 else 5)
+
+
+def _compound(size: int, count: int = 0) -> int:
+    return size + (3 if size < 255 and count <= 255 else 9)
+
+
+# --- receiving -----------------------------------------------------------------------------------------
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Received:
+    """What a message received from Service Bus says: the parts of a delivery.
+
+    Args:
+        message: What was sent.
+        message_id: Its identity: the sender's id, else the one it had in an earlier queue, else that of the broker.
+        session: The session id as it is on the wire; ``None`` if there is none.
+        delivery_count: 1 for the first delivery; of a peeked message, how often it was delivered so far.
+        enqueued_at: When Service Bus accepted it; when it was due, if that was later.
+        sequence_number: The broker's; 0 if it did not say.
+        enqueued_sequence_number: The one it had in the queue where it was first, if it was forwarded or
+            dead-lettered since; otherwise ``sequence_number``.
+        locked_until: When the lock on it ends; ``None`` without one, and under a session's lock.
+        state: Where a peeked message stands.
+        dead_letter: What a redriven or dead-lettered message carries about that.
+        earlier: All that it carries from an earlier queue.
+        malformed: Why the property of ours cannot be what we sent; ``None`` if all is well.
+    """
+
+    message: Message
+    message_id: MessageId
+    session: str | None
+    delivery_count: int
+    enqueued_at: datetime
+    sequence_number: int
+    enqueued_sequence_number: int
+    locked_until: datetime | None
+    state: State
+    dead_letter: DeadLetterInfo | None
+    earlier: Extras
+    malformed: str | None
+
+
+def decode(
+    raw: Any, *, sessions: bool = True, peeked: bool = False, dead: bool = False
+) -> Received:
+    """Read a received message.
+
+    Args:
+        raw: The SDK's received message, its ``raw_amqp_message``, or the message of the SDK's AMQP engine.
+        sessions: Whether the queue has sessions; without, a session id is a header ``amqp-session-id``.
+        peeked: It was looked at, not delivered.
+        dead: It is in the dead-letter sub-queue.
+    """
+    raw = getattr(raw, "raw_amqp_message", raw)
+    header, given = getattr(raw, "header", None), getattr(raw, "properties", None)
+    annotations = _by_name(_first(raw, "message_annotations", "annotations"))
+    properties = _by_name(raw.application_properties)
+    words = (properties.pop(_REASON, None), properties.pop(_DESCRIPTION, None))
+    envelope = properties.pop(ENVELOPE, None)
+    problems: list[str] = []
+    fields = _open_envelope(envelope, problems)
+    headers = {_header_name(name): _text(value) for name, value in properties.items()}
+    for field, name in _FOREIGN_FIELDS.items():
+        value = getattr(given, field, None)
+        if value is not None:
+            headers[name] = _text(value)
+    body, kind = _body(raw)
+    if kind is not None:
+        headers[BODY_HEADER] = kind
+    headers |= _packed_headers(fields, problems)
+    if problems:
+        headers[ENVELOPE] = _text(envelope)
+    session = _optional_text(getattr(given, "group_id", None))
+    if session is not None and not sessions:
+        headers["amqp-session-id"] = session
+    due = _read(fields, "due", _moment, problems) or _milliseconds(annotations.get(_SCHEDULED))
+    count = _number(getattr(header, "delivery_count", None)) or 0
+    broker_id = _optional_text(getattr(given, "message_id", None))
+    own_id, deduplication_id = _ids(broker_id, fields, problems)
+    message = _message(
+        body,
+        headers,
+        {
+            "session_id": _session(session, fields) if sessions else None,
+            "message_id": own_id,
+            "correlation_id": _optional_text(getattr(given, "correlation_id", None)),
+            "content_type": _optional_text(getattr(given, "content_type", None)),
+            "time_to_live": _time_to_live(header),
+            "scheduled_at": due,
+            "deduplication_id": deduplication_id,
+        },
+    )
+    earlier = Extras(
+        message_id=_read(fields, "was", MessageId, problems),
+        dead_letter=_read(fields, "dead", _dead_letter, problems),
+        enqueued_at=_read(fields, "enqueued", _moment, problems),
+        sequence_number=_read(fields, "sequence", _whole, problems),
+    )
+    enqueued_at = _milliseconds(annotations.get("x-opt-enqueued-time")) or datetime.now(UTC)
+    if message.scheduled_at is not None:
+        enqueued_at = max(enqueued_at, message.scheduled_at)
+    sequence = _number(annotations.get("x-opt-sequence-number")) or 0
+    dead_letter = earlier.dead_letter
+    if dead or words[0] is not None:
+        dead_letter = _broker_dead_letter(words, count, enqueued_at, message.time_to_live)
+    return Received(
+        message=message,
+        message_id=message.message_id
+        or earlier.message_id
+        or _broker_identity(broker_id, sequence),
+        session=session,
+        delivery_count=count + (not peeked),
+        enqueued_at=enqueued_at,
+        sequence_number=sequence,
+        enqueued_sequence_number=_number(annotations.get("x-opt-enqueue-sequence-number"))
+        or sequence,
+        locked_until=_milliseconds(annotations.get("x-opt-locked-until")),
+        state=_STATES.get(annotations.get("x-opt-message-state"), "active"),
+        dead_letter=dead_letter,
+        earlier=earlier,
+        malformed=escape(f"property {ENVELOPE}: {'; '.join(problems)}", 1_024)
+        if problems
+        else None,
+    )
+
+
+def _first(raw: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(raw, name, None)) is not None), None)
+
+
+def _by_name(section: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """A section whose keys the SDK leaves as bytes."""
+    return {_text(name): value for name, value in (section or {}).items()}
+
+
+def _text(value: object) -> str:
+    """Any simple AMQP value as text: bytes that are no UTF-8 as base64, what has no text of its own as JSON."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return b64encode(value).decode()
+    if value is None or isinstance(value, (bool, list, tuple, dict)):
+        return _json(value)
+    return str(value)
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _json(value: object) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: object) -> Any:
+    """What JSON can say; keys become text, and what has no form in JSON too."""
+    if isinstance(value, Mapping):
+        return {_text(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _text(value)
+
+
+def _header_name(name: str) -> str:
+    return escape(name) or "_"
+
+
+def _body(raw: Any) -> tuple[bytes, str | None]:
+    """The body, and what :data:`BODY_HEADER` says about it."""
+    kind = getattr(getattr(raw, "body_type", None), "value", None)
+    body: Any
+    if kind is None:
+        sections = {name: getattr(raw, name, None) for name in ("data", "sequence", "value")}
+        kind = next((name for name, found in sections.items() if found is not None), "value")
+        body = sections[kind]
+    else:
+        body = raw.body
+    if kind == "data":
+        parts = [body] if isinstance(body, bytes) else body
+        return b"".join(bytes(part) for part in parts), None
+    if kind == "sequence":
+        return _json([item for section in body for item in section]).encode(), "sequence-json"
+    if body is None:
+        return b"", "none"
+    if isinstance(body, bytes):
+        return body, "value"
+    if isinstance(body, str):
+        return body.encode(errors="replace"), "value"
+    return _json(body).encode(), "value-json"
+
+
+def _open_envelope(given: object, problems: list[str]) -> dict[str, Any]:
+    if given is None:
+        return {}
+    try:
+        fields = json.loads(_text(given))
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        problems.append("it is not a JSON object")
+        return {}
+    version = fields.get("v")
+    if type(version) is not int or version != _VERSION:
+        problems.append(
+            f"its version is {shown(version)}, this program reads {_VERSION}: "
+            "a newer one wrote it, or none of ours did"
+        )
+        return {}
+    return fields
+
+
+def _packed_headers(fields: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+    packed = fields.get("headers", {})
+    if isinstance(packed, dict) and all(isinstance(value, str) for value in packed.values()):
+        return {_header_name(name): _text(value) for name, value in packed.items()}
+    problems.append("headers is not an object of texts")
+    return {}
+
+
+def _session(wire: str | None, fields: Mapping[str, Any]) -> SessionId | None:
+    if wire is None:
+        return None
+    carried = fields.get("session")
+    try:
+        if isinstance(carried, str) and encode_id(carried) == wire:
+            return SessionId(carried)
+    except ValidationError:
+        pass
+    return decode_id(wire)
+
+
+def _ids(
+    broker_id: str | None, fields: Mapping[str, Any], problems: list[str]
+) -> tuple[str | None, str | None]:
+    """The message's own id, and its deduplication id."""
+    dedup: Any = fields.get("dedup")
+    if dedup is True:
+        dedup = broker_id
+    elif dedup is not None and not isinstance(dedup, str):
+        problems.append("dedup is neither text nor true")
+        dedup = None
+    own = _read(fields, "id", MessageId, problems)
+    if own is not None:
+        return own, dedup
+    generated = broker_id is None or _GENERATED_ID.fullmatch(broker_id) is not None
+    if generated or "was" in fields:
+        return None, dedup
+    return broker_id, dedup
+
+
+def _broker_identity(broker_id: str | None, sequence: int) -> MessageId:
+    if broker_id is None:
+        return MessageId(f"{sequence}")
+    try:
+        return MessageId(broker_id)
+    except ValidationError:
+        return MessageId(digest(broker_id))
+
+
+def _message(body: bytes, headers: dict[str, str], values: Mapping[str, Any]) -> Message:
+    """A message of all values that are acceptable; the others are headers."""
+    try:
+        return Message(body, headers=headers, **values)
+    except ValidationError:
+        pass
+    good: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            Message(b"", **{name: value})
+        except ValidationError:
+            headers.setdefault(f"amqp-{name.replace('_', '-')}", _text(value))
+        else:
+            good[name] = value
+    return Message(body, headers=headers, **good)
+
+
+def _read(
+    fields: Mapping[str, Any], name: str, make: Callable[[Any], T], problems: list[str]
+) -> T | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        return make(value)
+    except (ValueError, TypeError, LookupError, OverflowError):
+        problems.append(f"{name} cannot be read")
+        return None
+
+
+def _moment(value: Any) -> datetime:
+    moment = datetime.fromisoformat(value)
+    if moment.utcoffset() is None:
+        raise ValueError("no time zone")
+    return moment.astimezone(UTC)
+
+
+def _milliseconds(value: object) -> datetime | None:
+    """A timestamp of AMQP; ``None`` if it is none, or no time that there is."""
+    number = _number(value)
+    if number is None:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=number)
+    except OverflowError:
+        return None
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("not a whole number")
+    return value
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
+def _time_to_live(header: Any) -> float | None:
+    """Seconds; ``None`` for the values that stand for ever, and for none at all."""
+    value = _number(_first(header, "ttl", "time_to_live"))
+    return None if not value or value >= 0xFFFF_FFFF else value / 1_000
+
+
+def _dead_letter(value: Any) -> DeadLetterInfo:
+    first = value["first"]
+    return DeadLetterInfo(
+        reason=_word(value["reason"]),
+        description=_word(value["description"])[:MAX_DESCRIPTION],
+        dead_lettered_at=_moment(value["at"]),
+        first_failed_at=None if first is None else _moment(first),
+        delivery_count=_whole(value["count"]),
+    )
+
+
+def _broker_dead_letter(
+    words: Iterable[object], count: int, enqueued_at: datetime, time_to_live: float | None
+) -> DeadLetterInfo:
+    """What the broker keeps of a dead letter, with what :func:`dead_letter_words` added to it.
+
+    The broker's own moves have no time: theirs is the earliest it can have been.
+    """
+    reason, description = ("" if word is None else _text(word) for word in words)
+    rest, tail, history = description.rpartition(_TAIL)
+    if tail:
+        try:
+            return _dead_letter({**json.loads(history), "reason": reason, "description": rest})
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+            pass
+    at = enqueued_at
+    if reason in _REASONS and time_to_live is not None:
+        at += timedelta(seconds=time_to_live)
+    return DeadLetterInfo(
+        reason=_REASONS.get(reason, reason),
+        description=description[:MAX_DESCRIPTION],
+        dead_lettered_at=at,
+        first_failed_at=None,
+        delivery_count=count,
+    )
