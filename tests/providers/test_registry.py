@@ -181,7 +181,7 @@ def test_what_is_no_provider(source: object, message: str) -> None:
 
 def test_schemes_of_brokers_to_come_are_not_listed() -> None:
     with pytest.raises(
-        ConfigurationError, match="no provider for 'kafka://'; known: memory, sqlite"
+        ConfigurationError, match="no provider for 'kafka://'; known: azure, memory, sqlite, sqs"
     ):
         Registry(find_entry_points=list).resolve("kafka://host")
 

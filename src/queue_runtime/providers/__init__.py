@@ -47,6 +47,7 @@ class Target:
 
 _MEMORY: Final = "queue_runtime.providers.memory"
 _BUILT_IN: Final[Mapping[str, Target]] = {
+    "azure": Target("queue_runtime.providers.azure", "FACTORY", extra="azure"),
     "memory": Target(_MEMORY, "MEMORY_FACTORY"),
     "sqlite": Target(_MEMORY, "SQLITE_FACTORY"),
     "sqs": Target("queue_runtime.providers.sqs", "FACTORY", extra="sqs"),

@@ -119,7 +119,7 @@ _TAIL: Final = "\nqueue-runtime "
 _RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
 """Names of properties that mean something here or to the broker; headers of these names are packed."""
 _REASONS: Final = {"TTLExpiredException": "TimeToLiveExpired"}
-_STATES: Final[Mapping[object, State]] = {1: "deferred", 2: "scheduled"}
+_STATES: Final[Mapping[int | None, State]] = {1: "deferred", 2: "scheduled"}
 _SCHEDULED: Final = "x-opt-scheduled-enqueue-time"
 _FOREIGN_FIELDS: Final = {
     "subject": "amqp-subject",
@@ -537,7 +537,7 @@ def decode(
         enqueued_sequence_number=_number(annotations.get("x-opt-enqueue-sequence-number"))
         or sequence,
         locked_until=_milliseconds(annotations.get("x-opt-locked-until")),
-        state=_STATES.get(annotations.get("x-opt-message-state"), "active"),
+        state=_STATES.get(_number(annotations.get("x-opt-message-state")), "active"),
         dead_letter=dead_letter,
         earlier=earlier,
         malformed=escape(f"property {ENVELOPE}: {'; '.join(problems)}", 1_024)
@@ -605,17 +605,19 @@ def _body(raw: Any) -> tuple[bytes, str | None]:
     else:
         body = raw.body
     if kind == "data":
-        parts = [body] if isinstance(body, bytes) else body
-        return b"".join(bytes(part) for part in parts), None
+        return b"".join(_bytes(part) for part in body), None
     if kind == "sequence":
-        return _json([item for section in body for item in section]).encode(), "sequence-json"
+        rows = (row if isinstance(row, list) else [row] for row in body)
+        return _json([item for row in rows for item in row]).encode(), "sequence-json"
     if body is None:
         return b"", "none"
-    if isinstance(body, bytes):
-        return body, "value"
-    if isinstance(body, str):
-        return body.encode(errors="replace"), "value"
+    if isinstance(body, (bytes, str)):
+        return _bytes(body), "value"
     return _json(body).encode(), "value-json"
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else _text(value).encode()
 
 
 def _open_envelope(given: object, problems: list[str]) -> dict[str, Any]:
@@ -783,7 +785,10 @@ def _broker_dead_letter(
             pass
     at = enqueued_at
     if reason in _REASONS and time_to_live is not None:
-        at += timedelta(seconds=time_to_live)
+        try:
+            at += timedelta(seconds=time_to_live)
+        except OverflowError:
+            pass  # later than there are dates
     return DeadLetterInfo(
         reason=_REASONS.get(reason, reason),
         description=description[:MAX_DESCRIPTION],
