@@ -14,8 +14,9 @@ from ..handlers import CloseReason, Outcome
 from ..messages import Delivery, SessionId, SettlementAction
 from ..policies.assignment import Demand
 from ..policies.outcomes import Settle, Wait
+from .environment import SessionEnvironment
 from .observer import SupervisorObserver
-from .session import SessionActor, SessionEnvironment
+from .session import SessionActor
 from .signal import Signal
 
 __all__ = ["Counters", "Dispatcher"]
@@ -212,7 +213,7 @@ class Dispatcher:
             self._environment.keeper.release(lease)
             self.settled(None, len(deliveries))
 
-    # What the session actors report (session.SessionObserver).
+    # What the session actors report (environment.SessionObserver).
 
     def settled(self, action: SettlementAction | None, count: int) -> None:
         """``count`` messages are no longer in flight."""

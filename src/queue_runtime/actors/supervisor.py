@@ -23,10 +23,10 @@ from ..policies.outcomes import FailurePolicy
 from .breaker import Breaker
 from .dispatcher import Dispatcher
 from .drain import Drain
+from .environment import SessionEnvironment
 from .leases import LeaseKeeper
 from .observer import SupervisorObserver
 from .receiver import ReceiverActor
-from .session import SessionEnvironment
 from .settlement import Settler
 
 __all__ = ["Supervisor", "SupervisorStatistics", "supervise"]
