@@ -37,9 +37,6 @@ from .errors import Call, from_botocore, safe_cause
 
 __all__ = ["SqsApi", "never_arrived"]
 
-_KEEP_ALIVE: Final = 60.0
-"""Seconds an idle connection is kept; opening one costs three round trips with TLS."""
-
 _FAILURES: Final = (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError)
 """What a call of the SDK raises; all but the first two come through from below it."""
 
@@ -126,9 +123,13 @@ class SqsApi:
 
 def never_arrived(error: QueueError) -> bool:
     """Whether the request of a failed call did not reach SQS for certain."""
-    if isinstance(error, (ConnectionFailed, OperationTimeout)):
-        return isinstance(error.__cause__, (EndpointConnectionError, ConnectTimeoutError))
-    return True
+    if not isinstance(error, (ConnectionFailed, OperationTimeout)):
+        return True
+    cause = error.__cause__
+    if isinstance(cause, EndpointConnectionError):
+        # The SDK says so of a connection that broke as well as of one that was never made.
+        return isinstance(cause.kwargs.get("error"), aiohttp.ClientConnectorError)
+    return isinstance(cause, ConnectTimeoutError)
 
 
 def _client_config(config: SqsConfig) -> AioConfig:
@@ -141,7 +142,6 @@ def _client_config(config: SqsConfig) -> AioConfig:
         parameter_validation=False,
         tcp_keepalive=True,
         user_agent_extra="queue-runtime",
-        connector_args={"keepalive_timeout": _KEEP_ALIVE},
     )
 
 

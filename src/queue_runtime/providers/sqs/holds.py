@@ -7,6 +7,7 @@ answer brought of one group, and it ends with the last of these messages.
 from __future__ import annotations
 
 import enum
+import math
 import time
 from datetime import datetime
 from typing import Final, final
@@ -51,20 +52,27 @@ class FlightState(enum.Enum):
     """A call that deletes it is under way."""
     RETURNING = enum.auto()
     """A call that makes it visible, now or later, is under way."""
+    POSTPONED = enum.auto()
+    """Decided to be made visible, once everything else under its lease is settled: see ``visible_at``."""
     OVER = enum.auto()
     """Settled, given back or lost."""
 
 
 @final
 class Flight:
-    """One delivery of one message."""
+    """One delivery of one message.
 
-    __slots__ = ("raw", "receipt", "state")
+    Attributes:
+        visible_at: ``trio.current_time()`` at which it may be delivered again, once that was decided.
+    """
+
+    __slots__ = ("raw", "receipt", "state", "visible_at")
 
     def __init__(self, raw: Raw, receipt: str) -> None:
         self.raw = raw
         self.receipt = receipt
         self.state = FlightState.HELD
+        self.visible_at = 0.0
 
 
 @final
@@ -76,10 +84,9 @@ class Hold:
         flights: By receipt, in the order of delivery.
         received_at: ``trio.current_time()`` before the first of it was asked for; SQS ends it 12 hours later.
         expires: ``trio.current_time()`` when SQS's lock ends.
-        since: Where it was last counted from; see :meth:`extend`.
     """
 
-    __slots__ = ("expires", "flights", "lease", "owner", "received_at", "since")
+    __slots__ = ("expires", "flights", "lease", "owner", "received_at")
 
     def __init__(
         self,
@@ -108,6 +115,10 @@ class Hold:
         """What was delivered and nothing decided about, in the order of delivery."""
         return [flight for flight in self.flights.values() if flight.state is FlightState.HELD]
 
+    def postponed(self) -> list[Flight]:
+        """What is to be made visible with the end of the lease, in the order of delivery."""
+        return [f for f in self.flights.values() if f.state is FlightState.POSTPONED]
+
     def add(self, raw: Raw) -> Flight:
         """Put one more message under the lease."""
         flight = Flight(raw, str(raw.get("ReceiptHandle") or ""))
@@ -119,6 +130,10 @@ class Hold:
         self.lease.deadline = asked_at + LOCAL_DEADLINE_FRACTION * lock_duration
         self.lease.expires_at = expires_at
         self.expires = asked_at + lock_duration
+
+    def visibility(self, until: float, now: float) -> int:
+        """Seconds of invisibility to ask for: whole ones, rounded up, as far as SQS grants them."""
+        return max(0, min(math.ceil(until - now), self.visibility_left(now)))
 
     def visibility_left(self, now: float) -> int:
         """Whole seconds for which SQS lets its messages stay invisible from now on."""

@@ -18,7 +18,7 @@ from uuid import uuid4
 import attrs
 import trio
 
-from queue_runtime.errors import ConnectionFailed, OperationTimeout, QueueError
+from queue_runtime.errors import ConnectionFailed, OperationTimeout, QueueError, ValidationError
 
 from .api import never_arrived
 from .claims import Claims, Raw
@@ -30,6 +30,9 @@ _KEPT: Final = 0.2
 
 _GLANCE: Final = 0.2
 """Seconds between looks within less than a second, the shortest long poll."""
+
+_LATE: Final = 0.1
+"""Seconds by which an empty answer may come late: for the round trips of the polls before the last one."""
 
 _LAST_POLLS: Final = 2.0
 """Seconds that closing waits for polls; longer ones are cut off."""
@@ -115,7 +118,7 @@ class Poller:
         poll = next(behind, None) if left > 0 else None
         limit = left if poll is not None else None  # the timeout of the call is limit enough
         if poll is None:
-            poll = self._start(count, max(0, min(int(left), self._longest)))
+            poll = self._start(count, max(0, min(int(left + _LATE), self._longest)))
         poll.awaited = True
         try:
             await asyncio.wait(
@@ -153,6 +156,8 @@ class Poller:
         """Look once, with the attempt of a poll whose answer was lost."""
         try:
             messages = await self._claims.receive(poll.count, self._lock_duration, 0, poll.attempt)
+        except ValidationError:  # the attempt cannot be retried: what it brought was touched since
+            return None
         except QueueError:
             self._unanswered.append(poll)
             raise

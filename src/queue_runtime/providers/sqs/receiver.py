@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, final
@@ -68,7 +67,6 @@ class SqsReceiver(Receiver):
         self._holds: dict[Hold, None] = {}  # in the order of their deadlines
         self._sessions: dict[SessionId, Hold] = {}
         self._accepted: deque[Delivery] = deque()
-        self._abandoned: list[Hold] = []  # replaced by another lease of their session
         self._reserved = 0  # sessions that polls under way may bring
         self._calls = 0  # polls under way
         self._renewing: dict[Hold, trio.Event] = {}
@@ -121,8 +119,6 @@ class SqsReceiver(Receiver):
         deliveries, broken = self._deliveries(claimed, asked_at)
         if broken:
             deliveries = await self._without(broken, deliveries)
-        if self._abandoned:
-            await self._give_back_abandoned()
         return deliveries
 
     async def _claim(self, count: int, timeout: float) -> tuple[Claimed | None, float]:
@@ -173,21 +169,12 @@ class SqsReceiver(Receiver):
         """A new lease for a message; there is never more than one of a session."""
         before = None if session is None else self._sessions.get(session)
         if before is not None and (before.unsettled() or not before.is_live(now)):
-            # It expired; or its head was abandoned and came back while what lies behind is still held.
-            self._lose(before)
-            self._abandoned.append(before)
+            self._lose(before)  # SQS would not have let anybody in
         hold = Hold(self, session, asked_at, self.lock_duration, expires_at)
         self._holds[hold] = None
         if session is not None:
             self._sessions[session] = hold
         return hold
-
-    async def _give_back_abandoned(self) -> None:
-        abandoned, self._abandoned = self._abandoned, []
-        receipts = [flight.receipt for hold in abandoned for flight in reversed(hold.unsettled())]
-        with trio.CancelScope(shield=True), suppress(QueueError, trio.ClosedResourceError):
-            changes = [Change(receipt, 0) for receipt in receipts]
-            await self._bridge.run(self._workshop.do, Work((), changes, ()))
 
     def _expiry(self, asked_at: float) -> datetime:
         left = asked_at + self.lock_duration - trio.current_time()
@@ -250,20 +237,22 @@ class SqsReceiver(Receiver):
                 answers[number] = found
             else:
                 taken.append((number, settlement, *found))
-        if not taken:
+        work, flights = self._work(
+            [(settlement, hold, flight) for _, settlement, hold, flight in taken]
+        )
+        if not flights:
             await trio.lowlevel.checkpoint()
             return answers
-        flights = [flight for *_, flight in taken]
-        returning = {hold for _, _, hold, flight in taken if flight.state is FlightState.RETURNING}
+        holds = {hold for _, _, hold, _ in taken}
         said: dict[str, QueueError | None] = {}
         try:
-            await self._until_renewed(returning)
-            work = self._work([(settlement, hold, flight) for _, settlement, hold, flight in taken])
+            if work.changes:
+                await self._until_renewed(holds)
             said = await self._bridge.run(self._workshop.do, work)
         finally:
             # Whatever has no answer may or may not have happened, and can be tried again.
-            _conclude(flights, said)
-            self._end({hold for _, _, hold, _ in taken})
+            _conclude(flights, said, {flight for *_, flight in taken})
+            self._end(holds)
         for number, _, _, flight in taken:
             answers[number] = said.get(flight.receipt)
         return answers
@@ -282,29 +271,47 @@ class SqsReceiver(Receiver):
             return lock_lost(hold.lease)
         if settlement.halt:
             return Unsupported("session_halt", self.provider_name)
-        done = settlement.action in (SettlementAction.COMPLETE, SettlementAction.DEAD_LETTER)
-        flight.state = FlightState.DELETING if done else FlightState.RETURNING
+        if settlement.action in (SettlementAction.COMPLETE, SettlementAction.DEAD_LETTER):
+            flight.state = FlightState.DELETING
+        else:
+            flight.state = FlightState.POSTPONED
+            delay = settlement.delay if settlement.action is SettlementAction.ABANDON else 0.0
+            flight.visible_at = now + delay
         return hold, flight
 
-    def _work(self, taken: Sequence[tuple[Settlement, Hold, Flight]]) -> Work:
-        now = trio.current_time()
+    def _work(self, taken: Sequence[tuple[Settlement, Hold, Flight]]) -> tuple[Work, list[Flight]]:
+        """What is to be done, and the messages that it is about.
+
+        SQS would deliver the head of a group as soon as it is visible, also while what lies behind is in flight:
+        the session would have two holders. So nothing is made visible before the last of a lease is settled.
+        """
         deletions: list[str] = []
-        changes: list[Change] = []
         burials: list[Burial] = []
-        for settlement, hold, flight in taken:
-            match settlement.action:
-                case SettlementAction.COMPLETE:
-                    deletions.append(flight.receipt)
-                case SettlementAction.DEAD_LETTER:
-                    burials.append(self._burial(settlement, flight))
-                case SettlementAction.ABANDON:
-                    seconds = min(math.ceil(settlement.delay), hold.visibility_left(now))
-                    changes.append(Change(flight.receipt, seconds, hold))
-                case SettlementAction.RELEASE:
-                    changes.append(Change(flight.receipt, 0, hold))
-        # The last first: what lies behind a message in flight waits for it.
-        changes.reverse()
-        return Work(deletions, changes, burials)
+        flights: list[Flight] = []
+        for settlement, _, flight in taken:
+            if settlement.action is SettlementAction.COMPLETE:
+                deletions.append(flight.receipt)
+                flights.append(flight)
+            elif settlement.action is SettlementAction.DEAD_LETTER:
+                burials.append(self._burial(settlement, flight))
+                flights.append(flight)
+        changes: list[Change] = []
+        for hold in dict.fromkeys(hold for _, hold, _ in taken):
+            if not hold.unsettled():
+                changes += self._return(hold, hold.postponed())
+                flights += hold.postponed()
+        for flight in flights:
+            if flight.state is FlightState.POSTPONED:
+                flight.state = FlightState.RETURNING
+        return Work(deletions, changes, burials), flights
+
+    def _return(self, hold: Hold, flights: Iterable[Flight]) -> list[Change]:
+        """Make messages visible, the last first: what lies behind a message in flight waits for it."""
+        now = trio.current_time()
+        return [
+            Change(flight.receipt, hold.visibility(flight.visible_at, now), hold)
+            for flight in reversed(list(flights))
+        ]
 
     def _burial(self, settlement: Settlement, flight: Flight) -> Burial:
         delivery = settlement.delivery
@@ -359,7 +366,7 @@ class SqsReceiver(Receiver):
             Change(flight.receipt, seconds)
             for hold in holds
             for flight in hold.flights.values()
-            if flight.state in (FlightState.HELD, FlightState.DELETING)
+            if flight.state not in (FlightState.RETURNING, FlightState.OVER)
         ]
         done = trio.Event()
         for hold in holds:
@@ -379,7 +386,7 @@ class SqsReceiver(Receiver):
     ) -> QueueError | None:
         """What the answers to its messages mean for a lease."""
         # What was settled meanwhile is refused and does not matter.
-        errors = [said.get(flight.receipt) for flight in hold.unsettled()]
+        errors = [said.get(flight.receipt) for flight in (*hold.unsettled(), *hold.postponed())]
         for error in errors:
             if not_held(error):
                 self._lose(hold)
@@ -410,16 +417,19 @@ class SqsReceiver(Receiver):
             await trio.lowlevel.checkpoint()
 
     async def _release(self, holds: Iterable[Hold]) -> bool:
-        """Give back what is unsettled and end the leases; whether there was anything to ask SQS for."""
+        """Give back what is not settled and end the leases; whether there was anything to ask SQS for."""
         holds = list(holds)
         now = trio.current_time()
         flights: list[Flight] = []
         changes: list[Change] = []
         for hold in holds:
-            unsettled = hold.unsettled()
-            flights += unsettled
+            for flight in hold.unsettled():
+                flight.state = FlightState.POSTPONED
+                flight.visible_at = now
+            returning = hold.postponed()
+            flights += returning
             if now < hold.expires and hold.lease.lost is None:
-                changes += [Change(flight.receipt, 0, hold) for flight in reversed(unsettled)]
+                changes += self._return(hold, returning)
         for flight in flights:
             flight.state = FlightState.RETURNING
         said: dict[str, QueueError | None] = {}
@@ -430,7 +440,7 @@ class SqsReceiver(Receiver):
             )
             said = {flight.receipt: given_back.get(flight.receipt) for flight in flights}
         finally:
-            _conclude(flights, said)
+            _conclude(flights, said, set(flights))
         failures = [error for error in said.values() if error is not None and not not_held(error)]
         if failures:
             raise failures[0]
@@ -521,12 +531,19 @@ def _delivery(received: Received, flight: Flight, lease: Lease) -> Delivery:
     )
 
 
-def _conclude(flights: Iterable[Flight], said: dict[str, QueueError | None]) -> None:
-    """Note what became of messages: settled, no longer ours, or still in flight."""
+def _conclude(
+    flights: Iterable[Flight], said: dict[str, QueueError | None], asked: Collection[Flight]
+) -> None:
+    """Note what became of messages: settled, no longer ours, or as they were before.
+
+    Args:
+        flights: What the call was about.
+        said: The answers it got.
+        asked: What the caller can ask for again; the others were promised to somebody before.
+    """
     for flight in flights:
-        if flight.receipt not in said:
-            flight.state = FlightState.HELD
-            continue
-        error = said[flight.receipt]
-        settled = error is None or not_held(error)
-        flight.state = FlightState.OVER if settled else FlightState.HELD
+        error = said.get(flight.receipt)
+        if flight.receipt in said and (error is None or not_held(error)):
+            flight.state = FlightState.OVER
+        else:
+            flight.state = FlightState.HELD if flight in asked else FlightState.POSTPONED
