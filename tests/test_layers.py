@@ -79,6 +79,7 @@ THIRD_PARTY = {
     "nats": ("providers/nats",),
     "aiormq": ("providers/rabbitmq",),
     "confluent_kafka": ("providers/kafka",),
+    "proton": ("testing/servicebus",),
     "pickle": (),
     "trio_asyncio": (),
 }
@@ -270,6 +271,7 @@ def test_the_table_names_only_what_comes_before() -> None:
             "another",
         ),
         ("providers.sqs.codec", "import nats.aio", "only providers/nats may"),
+        ("testing.contract.core", "from proton import Message", "only testing/servicebus may"),
         ("messages", "import pickle", "nothing here may"),
         ("cli.demo", "from queue_runtime._hidden import name", "LAYERS"),
         ("cli.demo", "from queue_runtime.client import _name", "public names"),
@@ -295,6 +297,7 @@ def test_a_forbidden_import_is_found(module: str, source: str, expected: str) ->
         ("providers.sqs.codec", "import aiobotocore.session\nfrom ..asyncio_bridge import Bridge"),
         ("providers.sqs.codec", "from .config import SqsConfig"),
         ("testing.benchmark.raw.sqs", "import asyncio\nfrom aiobotocore.session import AioSession"),
+        ("testing.servicebus.codec", "from proton import Data\nfrom .queue import Queue"),
         ("cli.demo", "from queue_runtime import __version__, open_client\nimport click, structlog"),
     ],
 )

@@ -538,6 +538,7 @@ class Queue:
         consumer.lane = lane
         self._prolong(lane)
         consumer.receiver.granted(lane.session_id, lane.until)
+        self._feed(lane, consumer)
 
     def _prolong(self, lane: Lane) -> None:
         if lane.timer is not None:

@@ -1,0 +1,319 @@
+"""One client's AMQP connection, without I/O: bytes in, bytes out, on the engine of python-qpid-proton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, final
+
+from proton import Collector, Event, Transport
+from proton import Connection as ProtonConnection
+
+from .authority import Authority, Grants, entity_path
+from .counters import Counters
+from .entities import Consumer
+from .fault_book import FaultBook, Operation
+from .frames import MessageFormats
+from .links import Inlet, Node, Outlet, refuse_link
+from .namespace import Namespace
+from .refusals import Refused
+from .requests import CBS, MANAGEMENT, ReplyNode, RequestNode
+from .timers import Timer
+
+__all__ = ["Connection"]
+
+_MAX_FRAME: Final = 65_536
+_IDLE_TIMEOUT: Final = 240.0
+"""Seconds without a frame after which the service gives a connection up."""
+
+_SESSION_WINDOW: Final = 1 << 24
+"""Bytes a client may send on a session before they are processed."""
+
+
+@final
+class Connection:
+    """The server's side of one connection.
+
+    Args:
+        namespace: The queues.
+        authority: Who checks tokens.
+        faults: What goes wrong.
+        counters: What is counted.
+        wake: Called when there may be something to write.
+        abort: Resets the transport below.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        authority: Authority,
+        faults: FaultBook,
+        counters: Counters,
+        *,
+        wake: Callable[[], None],
+        abort: Callable[[], None],
+    ) -> None:
+        self.namespace = namespace
+        self.faults = faults
+        self.counters = counters
+        self.wake = wake
+        self.abort = abort
+        self._grants = Grants(authority)
+        self._expiries: dict[str, Timer] = {}
+        self._formats = MessageFormats()
+        self._nodes: dict[Any, Node] = {}
+        self._replies: dict[tuple[Any, str], Any] = {}
+        self._receivers: dict[str, Outlet] = {}
+        self._lost = False
+        self._transport = Transport(Transport.SERVER)
+        self._transport.max_frame_size = _MAX_FRAME
+        self._transport.idle_timeout = _IDLE_TIMEOUT
+        self._transport.sasl().allowed_mechs("ANONYMOUS")
+        self._connection = ProtonConnection()
+        self._connection.container = "service-bus-emulator"
+        self._collector = Collector()
+        self._connection.collect(self._collector)
+        self._transport.bind(self._connection)
+        counters.connections += 1
+        counters.open_connections += 1
+
+    # Bytes
+
+    def receive(self, data: bytes) -> None:
+        """Process what came from the client."""
+        stall = self.faults.stall_of("")
+        if stall is not None:
+            stall.hold(partial(self.receive, data))
+            return
+        if self._lost:
+            return
+        self._formats.feed(data)
+        view = memoryview(data)
+        while view and (capacity := self._transport.capacity()) > 0:
+            size = min(capacity, len(view))
+            self._transport.push(bytes(view[:size]))
+            view = view[size:]
+            self._run()
+        self.wake()
+
+    def output(self) -> bytes:
+        """What is to be written now."""
+        if self._lost:
+            return b""
+        stall = self.faults.stall_of("")
+        if stall is not None:
+            stall.hold(self.wake)
+            return b""
+        self._run()
+        chunks = []
+        while (pending := self._transport.pending()) > 0:
+            chunks.append(bytes(self._transport.peek(pending)))
+            self._transport.pop(pending)
+        return b"".join(chunks)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing will be written any more."""
+        return self._lost or self._transport.pending() < 0
+
+    def tick(self, now: float) -> None:
+        """Keep an idle connection alive, or end it when the client did not; ``now`` is monotonic seconds."""
+        if not self._lost and self.faults.stall_of("") is None:
+            self._transport.tick(now)
+            self._run()
+            self.wake()
+
+    def lose(self) -> None:
+        """The transport below is gone."""
+        if self._lost:
+            return
+        self._lost = True
+        for node in list(self._nodes.values()):
+            self._forget(node)
+        for timer in self._expiries.values():
+            self.namespace.timers.cancel(timer)
+        self._replies.clear()
+        self._transport.unbind()
+        self._connection.free()
+        self._collector.release()
+        self.counters.open_connections -= 1
+
+    # Events
+
+    def _run(self) -> None:
+        while (event := self._collector.peek()) is not None:
+            handle = _HANDLERS.get(event.type)
+            if handle is not None:
+                handle(self, event)
+            self._collector.pop()
+
+    def _on_connection_open(self, event: Any) -> None:
+        event.connection.open()
+
+    def _on_connection_close(self, event: Any) -> None:
+        event.connection.close()
+
+    def _on_session_open(self, event: Any) -> None:
+        event.session.incoming_capacity = _SESSION_WINDOW
+        event.session.open()
+
+    def _on_session_close(self, event: Any) -> None:
+        session = event.session
+        for node in [node for node in self._nodes.values() if node.link.session == session]:
+            self._forget(node)
+        session.close()
+        session.free()
+
+    def _on_link_open(self, event: Any) -> None:
+        link = event.link
+        terminus = link.remote_source if link.is_sender else link.remote_target
+        path = entity_path(terminus.address)
+        self.counters.links += 1
+        self._unless_stalled(path, partial(self._attach, link, path))
+
+    def _unless_stalled(self, path: str, call: Callable[[], None]) -> None:
+        stall = self.faults.stall_of(path)
+        if stall is None:
+            call()
+            return
+
+        def later() -> None:
+            if not self._lost:
+                call()
+                self.wake()
+
+        stall.hold(later)
+
+    def _attach(self, link: Any, path: str) -> None:
+        try:
+            node = self._node(link, path)
+        except Refused as refusal:
+            self.counters.refused_links += 1
+            refuse_link(link, refusal)
+            return
+        self._nodes[link] = node
+        self.counters.open_links += 1
+        try:
+            node.attach()
+        except Refused as refusal:
+            self._forget(node)
+            self.counters.refused_links += 1
+            refuse_link(link, refusal)
+
+    def _node(self, link: Any, path: str) -> Inlet | Outlet | RequestNode | ReplyNode:
+        if path == CBS or path.lower().endswith(MANAGEMENT):
+            if not link.is_sender:
+                return RequestNode(self, link, path)
+            self._replies[link.session, path] = link
+            return ReplyNode(link, path)
+        self.faults.check(Operation.ATTACH, path)
+        self.authorize(path)
+        queue = self.namespace.find(path)
+        if not link.is_sender:
+            return Inlet(self, link, path, queue)
+        outlet = self._receivers[link.name] = Outlet(self, link, path, queue)
+        return outlet
+
+    def _on_link_close(self, event: Any) -> None:
+        link = event.link
+        node = self._nodes.get(link)
+        path = entity_path((link.remote_source if link.is_sender else link.remote_target).address)
+        self._unless_stalled(path, partial(self._detach, link, node))
+
+    def _detach(self, link: Any, node: Node | None) -> None:
+        if node is not None:
+            self._forget(node)
+        link.close()
+        link.free()
+
+    def _forget(self, node: Node) -> None:
+        if self._nodes.pop(node.link, None) is None:
+            return
+        self.counters.open_links -= 1
+        if isinstance(node, Outlet):
+            self._receivers.pop(node.link.name, None)
+        elif isinstance(node, ReplyNode):
+            self._replies.pop((node.link.session, node.path), None)
+        node.on_gone()
+
+    def _on_flow(self, event: Any) -> None:
+        node = self._nodes.get(event.link)
+        if node is not None:
+            self._unless_stalled(node.path, node.on_flow)
+
+    def _on_delivery(self, event: Any) -> None:
+        delivery = event.delivery
+        node = self._nodes.get(delivery.link)
+        if node is not None:
+            self._unless_stalled(node.path, partial(node.on_delivery, delivery))
+
+    # What the nodes ask for
+
+    def next_format(self, link: str) -> int:
+        """The message format of the next delivery on a link."""
+        return self._formats.take(link)
+
+    def reply_link(self, node: RequestNode) -> Any:
+        """The link on which the client wants its replies, if it has opened one."""
+        return self._replies.get((node.link.session, node.path))
+
+    def consumer(self, link: str) -> Consumer | None:
+        """Who receives on the link of this name."""
+        outlet = self._receivers.get(link)
+        return None if outlet is None else outlet.consumer
+
+    def put_token(self, token: Any, audience: str) -> None:
+        """Take in a token; what it allows ends when it expires.
+
+        Raises:
+            Refused: It is not valid.
+        """
+        timers = self.namespace.timers
+        expires_at = self._grants.put(token, audience, timers.now())
+        path = entity_path(audience)
+        previous = self._expiries.pop(path, None)
+        if previous is not None:
+            timers.cancel(previous)
+        self._expiries[path] = timers.at(expires_at, self._end_unauthorized)
+
+    def authorize(self, path: str) -> None:
+        """Refuse a path that no token of the connection allows.
+
+        Raises:
+            Refused: So.
+        """
+        self._grants.check(path, self.namespace.timers.now())
+
+    def _end_unauthorized(self) -> None:
+        for node in self.queue_links():
+            try:
+                self.authorize(node.path)
+            except Refused as refusal:
+                self.end_link(node, refusal)
+
+    # What faults need
+
+    def queue_links(self) -> Iterator[Inlet | Outlet]:
+        """Links to queues, open or waiting for a session."""
+        for node in list(self._nodes.values()):
+            if isinstance(node, (Inlet, Outlet)):
+                yield node
+
+    def end_link(self, node: Inlet | Outlet, refusal: Refused) -> None:
+        """End a link as the service does for reasons of its own."""
+        self._forget(node)
+        refuse_link(node.link, refusal)
+        self.wake()
+
+
+_HANDLERS: Final[dict[Any, Callable[[Connection, Any], None]]] = {
+    Event.CONNECTION_REMOTE_OPEN: Connection._on_connection_open,
+    Event.CONNECTION_REMOTE_CLOSE: Connection._on_connection_close,
+    Event.SESSION_REMOTE_OPEN: Connection._on_session_open,
+    Event.SESSION_REMOTE_CLOSE: Connection._on_session_close,
+    Event.LINK_REMOTE_OPEN: Connection._on_link_open,
+    Event.LINK_REMOTE_CLOSE: Connection._on_link_close,
+    Event.LINK_REMOTE_DETACH: Connection._on_link_close,
+    Event.LINK_FLOW: Connection._on_flow,
+    Event.DELIVERY: Connection._on_delivery,
+}

@@ -1,0 +1,109 @@
+"""Message formats, read off the frames that come in.
+
+A batch differs from a message by the ``message-format`` of its transfer alone, and python-qpid-proton does not
+tell it. So the heads of attach and transfer frames are read here as well, of links on which clients send.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Any, Final, final
+
+__all__ = ["MessageFormats"]
+
+_ATTACH: Final = 0x12
+_TRANSFER: Final = 0x14
+_DETACH: Final = 0x16
+_PROTOCOL_HEADER: Final = b"AMQP"
+_HEAD: Final = struct.Struct(">IBBH")
+
+
+@final
+class MessageFormats:
+    """The message formats of one connection's incoming deliveries, by link and in order."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._names: dict[tuple[int, int], str] = {}
+        self._formats: dict[str, deque[tuple[int, int]]] = {}
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes of the connection."""
+        buffer = self._buffer
+        buffer += data
+        position, end = 0, len(buffer)
+        while end - position >= _HEAD.size:
+            if buffer.startswith(_PROTOCOL_HEADER, position):
+                position += _HEAD.size
+                continue
+            size, offset, kind, channel = _HEAD.unpack_from(buffer, position)
+            if size < _HEAD.size or end - position < size:
+                break  # incomplete; or broken, of which the engine makes an error
+            if kind == 0 and size > offset * 4:
+                self._frame(channel, memoryview(buffer)[position + offset * 4 : position + size])
+            position += size
+        del buffer[:position]
+
+    def _frame(self, channel: int, body: memoryview) -> None:
+        with body:
+            if len(body) < 6 or body[0] != 0 or body[1] != 0x53:
+                return
+            code = body[2]
+            if code == _TRANSFER:
+                handle, delivery, _, message_format = _fields(body, 4)
+                name = self._names.get((channel, handle))
+                if name is None or delivery is None:
+                    return
+                formats = self._formats[name]
+                if not formats or formats[-1][0] != delivery:
+                    formats.append((delivery, message_format or 0))
+            elif code == _ATTACH:
+                link, handle, is_receiver = _fields(body, 3)
+                if not is_receiver:
+                    self._names[channel, handle] = link
+                    self._formats[link] = deque()
+            elif code == _DETACH:
+                (handle,) = _fields(body, 1)
+                self._formats.pop(self._names.pop((channel, handle), ""), None)
+
+    def take(self, link: str) -> int:
+        """The format of a link's next complete delivery; 0, that of a plain message, if unknown."""
+        formats = self._formats.get(link)
+        return formats.popleft()[1] if formats else 0
+
+
+def _fields(body: memoryview, count: int) -> list[Any]:
+    """The first fields of a performative: absent ones, and those of other types than used here, are ``None``."""
+    position = 3 + (3 if body[3] == 0xC0 else 9)
+    fields: list[Any] = []
+    while len(fields) < count and position < len(body):
+        constructor = body[position]
+        position += 1
+        value: Any = None
+        width = 0
+        if constructor in {0x41, 0x42}:
+            value = constructor == 0x41
+        elif constructor == 0x43:
+            value = 0
+        elif constructor in {0x52, 0x56}:
+            width = 1
+            value = body[position]
+        elif constructor == 0x70:
+            width = 4
+            value = int.from_bytes(body[position : position + 4])
+        elif constructor in {0xA0, 0xA1}:
+            width = 1 + body[position]
+            value = bytes(body[position + 1 : position + width])
+            if constructor == 0xA1:
+                value = value.decode()
+        elif constructor in {0xB0, 0xB1}:
+            width = 4 + int.from_bytes(body[position : position + 4])
+            value = bytes(body[position + 4 : position + width])
+            if constructor == 0xB1:
+                value = value.decode()
+        elif constructor != 0x40:
+            break
+        position += width
+        fields.append(value)
+    return fields + [None] * (count - len(fields))

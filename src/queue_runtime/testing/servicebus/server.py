@@ -1,0 +1,142 @@
+"""The emulator on the network: a TCP server under trio, one pair of tasks per connection."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import struct
+from typing import Final, final
+
+import trio
+
+from .authority import Authority
+from .connection import Connection
+from .counters import Counters
+from .fault_book import FaultBook
+from .namespace import Namespace
+
+__all__ = ["Server"]
+
+_HOST: Final = "127.0.0.1"
+_CHUNK: Final = 262_144
+_BACKLOG: Final = 1_024
+_TICK: Final = 10.0
+"""Seconds between looks after idle connections."""
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""``SO_LINGER`` on, for no time: closing sends a reset instead of what is left to send."""
+
+_logger = logging.getLogger(__name__)
+
+
+@final
+class Server:
+    """Everything that runs.
+
+    Args:
+        namespace: The queues.
+        authority: Who checks tokens.
+        faults: What goes wrong.
+        tls: Speaks TLS when given.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        authority: Authority,
+        faults: FaultBook,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.counters = Counters()
+        self.connections: set[Connection] = set()
+        self._authority = authority
+        self._faults = faults
+        self._tls = tls
+        self._sooner = trio.Event()
+
+    async def run(
+        self, port: int, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve at 127.0.0.1 until cancelled; the status is the port, a free one if ``port`` is 0.
+
+        Raises:
+            OSError: The port cannot be had.
+        """
+        listeners = await trio.open_tcp_listeners(port, host=_HOST, backlog=_BACKLOG)
+        self.namespace.timers.on_sooner = self._come_sooner
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time)
+            nursery.start_soon(trio.serve_listeners, self._serve, listeners)
+            address: tuple[str, int] = listeners[0].socket.getsockname()
+            task_status.started(address[1])
+
+    def _come_sooner(self) -> None:
+        self._sooner.set()
+
+    async def _keep_time(self) -> None:
+        timers = self.namespace.timers
+        next_tick = trio.current_time() + _TICK
+        while True:
+            timers.run()
+            now = trio.current_time()
+            if now >= next_tick:
+                next_tick = now + _TICK
+                for connection in list(self.connections):
+                    connection.tick(now)
+            with trio.move_on_after(min(timers.next_in(), next_tick - now)):
+                await self._sooner.wait()
+            self._sooner = trio.Event()
+
+    async def _serve(self, tcp: trio.SocketStream) -> None:
+        writable = trio.Event()
+        scope = trio.CancelScope()
+        is_reset = False
+
+        def wake() -> None:
+            writable.set()
+
+        def abort() -> None:
+            nonlocal is_reset
+            is_reset = True
+            scope.cancel()
+
+        connection = Connection(
+            self.namespace, self._authority, self._faults, self.counters, wake=wake, abort=abort
+        )
+        stream: trio.abc.Stream = tcp
+        if self._tls is not None:
+            stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
+
+        async def write() -> None:
+            nonlocal writable
+            while not connection.is_done:
+                await writable.wait()
+                writable = trio.Event()
+                data = connection.output()
+                if data:
+                    await stream.send_all(data)
+            scope.cancel()
+
+        async def read() -> None:
+            while data := await stream.receive_some(_CHUNK):
+                connection.receive(bytes(data))
+            scope.cancel()
+
+        self.connections.add(connection)
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(write)
+                    await read()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away
+        except* Exception:
+            _logger.exception("a connection to the emulator ended by an error of the emulator's")
+        finally:
+            self.connections.discard(connection)
+            connection.lose()
+            if is_reset:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            await trio.aclose_forcefully(tcp)
