@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Final, final
-from uuid import uuid4
 
 import attrs
 import trio
@@ -54,6 +55,9 @@ class _Doubtful:
 
     def __init__(self) -> None:
         self._tokens: dict[int, tuple[Message, float, list[str]]] = {}
+        # A random id for each would be a system call for each.
+        self._prefix = secrets.token_hex(12)
+        self._numbers = count(1)
 
     def token(self, message: Message) -> str:
         """The token of an earlier try of this object, or a new one."""
@@ -64,7 +68,7 @@ class _Doubtful:
                 if not tokens:
                     del self._tokens[id(message)]
                 return token
-        return uuid4().hex
+        return f"{self._prefix}{next(self._numbers):012x}"
 
     def remember(self, message: Message, token: str) -> None:
         """``message`` was sent with ``token``, and nobody knows whether it arrived."""
