@@ -160,6 +160,7 @@ def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, A
         return figures[what].value if what in figures else None
 
     rows = [row for report in reports for row in report.rows]
+    published = next((what for what in figures if what.startswith("publish, ")), "")
 
     def ratios(what: str) -> dict[str, float]:
         return {row.beside: row.ratio for row in rows if row.what == what and row.ratio is not None}
@@ -173,19 +174,19 @@ def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, A
     return {
         "url": mask_url(url),
         **attrs.asdict(workload),
-        "published_per_second": value("publish, batches of 500"),
+        "published_per_second": value(published),
         "consumed_per_second": {
             "strict": value("runtime, strict"),
             "pipelined": value("runtime, pipelined"),
         },
         "ratios": {
-            "publish": ratios("publish, batches of 500"),
+            "publish": ratios(published),
             "strict": ratios("runtime, strict"),
             "pipelined": ratios("runtime, pipelined"),
         },
         "latency_ms": latencies,
         "calls_per_message": {
-            "publish": value("calls: publish, batches of 500"),
+            "publish": value(f"calls: {published}"),
             "strict": value("calls: runtime, strict"),
             "pipelined": value("calls: runtime, pipelined"),
         },

@@ -104,7 +104,7 @@ async def _throughput(place: Place, workload: Workload, scale: Scale) -> Report:
                 await rounds.program(*_BARE[name])
             await rounds.program(name, consume)
     if place.raw is not None:
-        pairs = [(_PUBLISH, _RAW_PUBLISH), (_STRICT, _RAW), (_PIPELINED, _RAW)]
+        pairs = [(rounds.publishing, _RAW_PUBLISH), (_STRICT, _RAW), (_PIPELINED, _RAW)]
     else:
         pairs = [(name, bare_name) for name, (bare_name, _) in _BARE.items()]
         if place.in_process:
@@ -121,6 +121,8 @@ class _Rounds:
         self._place = place
         self._workload = workload
         self._figures: dict[str, list[float]] = {}
+        self._lanes = 1 if place.raw is None else place.raw.in_flight
+        self.publishing = _PUBLISH if self._lanes == 1 else f"{_PUBLISH}, {self._lanes} tasks"
 
     def _note(self, name: str, figure: float) -> None:
         self._figures.setdefault(name, []).append(figure)
@@ -137,8 +139,8 @@ class _Rounds:
         place, client = self._place, self._place.client
         queue = await place.new_queue()
         calls = place.calls()
-        self._note(_PUBLISH, await publish(client, queue, self._workload))
-        self._note_calls(_PUBLISH, calls)
+        self._note(self.publishing, await publish(client, queue, self._workload, lanes=self._lanes))
+        self._note_calls(self.publishing, calls)
         tally = Tally(self._workload.messages)
         # What one program left behind must not be collected on the time of the next.
         gc.collect()

@@ -86,16 +86,35 @@ class Tally:
 
 
 async def publish(
-    client: QueueClient, queue: str, workload: Workload, *, batch: int = 500
+    client: QueueClient, queue: str, workload: Workload, *, batch: int = 500, lanes: int = 1
 ) -> float:
-    """Send the workload in batches; messages per second. Raises the first refusal."""
-    messages = list(workload.generate())
+    """Send the workload in batches; messages per second. Raises the first refusal.
+
+    Args:
+        client: Sends.
+        queue: Where to.
+        workload: What.
+        batch: Most messages of one ``send_batch``.
+        lanes: Tasks that share the sessions among them, so that each session stays in order.
+    """
+    shares: list[list[Message]] = [[] for _ in range(lanes)]
+    for number, message in enumerate(workload.generate()):
+        shares[number % (workload.sessions or lanes) % lanes].append(message)
+
+    async def send(messages: list[Message]) -> None:
+        for start in range(0, len(messages), batch):
+            for result in await client.send_batch(queue, messages[start : start + batch]):
+                if result.error is not None:
+                    raise result.error
+
     began = time.perf_counter()
-    for start in range(0, len(messages), batch):
-        for result in await client.send_batch(queue, messages[start : start + batch]):
-            if result.error is not None:
-                raise result.error
-    return len(messages) / (time.perf_counter() - began)
+    if lanes == 1:
+        await send(shares[0])
+    else:
+        async with trio.open_nursery() as nursery:
+            for messages in shares:
+                nursery.start_soon(send, messages)
+    return workload.messages / (time.perf_counter() - began)
 
 
 def peak_memory() -> float:

@@ -21,13 +21,13 @@ class RawBroker(Protocol):
     """One connection through the SDK.
 
     Attributes:
-        description: What the programs do, a few words.
+        in_flight: How many calls the programs have under way at a time.
         is_local: Whether the broker is on this machine, so that nobody minds a queue more.
         longest_poll: Seconds an idle receive call takes at most.
         idle_aim: How many calls an idle queue may cost in that time, for people.
     """
 
-    description: str
+    in_flight: int
     is_local: bool
     longest_poll: float
     idle_aim: str

@@ -74,7 +74,7 @@ async def _connect(config: SqsConfig) -> Any:
 class SqsRaw:
     """See :class:`..RawBroker`. Made by :func:`open_raw`; called from trio, works on the bridge's loop."""
 
-    description = f"aiobotocore, batches of {_BATCH}, {_IN_FLIGHT} calls in flight"
+    in_flight = _IN_FLIGHT
     idle_aim = "at most 2: the queue's poll and its holding queue's"
 
     def __init__(self, bridge: AsyncioBridge, client: Any, config: SqsConfig) -> None:
