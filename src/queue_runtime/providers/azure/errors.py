@@ -193,7 +193,6 @@ _CLASSES: Final[Mapping[str, _Row]] = {
     "MessageAlreadySettled": _SETTLED,
     "MessageLockLostError": _MESSAGE_LOST,
     "MessageNotFoundError": _GONE,
-    "MessageSizeExceededError": _REFUSED,
     "MessagingEntityAlreadyExistsError": _EXISTS,
     "MessagingEntityDisabledError": _DISABLED,
     "MessagingEntityNotFoundError": _NOT_FOUND,
@@ -321,6 +320,8 @@ def from_azure(error: BaseException, call: Call = _NO_CALL) -> QueueError:
         known = _known_condition(condition, _said(error), call)
         if known is not None:
             return known
+    if "MessageSizeExceededError" in names:  # of a batch, by the SDK itself
+        return _too_large(text, call)
     row = _by_class(error, text)
     if row is not None:
         words = f"{call}: {type(error).__name__}"
