@@ -490,8 +490,6 @@ def decode(
     if kind is not None:
         headers[BODY_HEADER] = kind
     headers |= _packed_headers(fields, problems)
-    if problems:
-        headers[ENVELOPE] = _text(envelope)
     session = _optional_text(getattr(given, "group_id", None))
     if session is not None and not sessions:
         headers["amqp-session-id"] = session
@@ -518,6 +516,8 @@ def decode(
         enqueued_at=_read(fields, "enqueued", _moment, problems),
         sequence_number=_read(fields, "sequence", _whole, problems),
     )
+    if problems:
+        message = attrs.evolve(message, headers={**message.headers, ENVELOPE: _text(envelope)})
     enqueued_at = _milliseconds(annotations.get("x-opt-enqueued-time")) or datetime.now(UTC)
     if message.scheduled_at is not None:
         enqueued_at = max(enqueued_at, message.scheduled_at)
@@ -591,7 +591,14 @@ def _plain(value: object) -> Any:
 
 
 def _header_name(name: str) -> str:
-    return escape(name) or "_"
+    """``name`` where a header can have it; otherwise what can be shown of it."""
+    if name.isprintable() and 0 < len(name) <= 256:
+        return name
+    try:
+        Message(b"", headers={name: ""})
+    except ValidationError:
+        return escape(name) or "_"
+    return name
 
 
 def _body(raw: Any) -> tuple[bytes, str | None]:
