@@ -54,6 +54,8 @@ class Forwarder:
         self._target = target
         self._wait_time = wait_time
         self._near: set[asyncio.Task[None]] = set()
+        # First come, first served, so that what was due earlier also goes earlier when this runs late.
+        self._in_turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Forward until cancelled."""
@@ -111,9 +113,10 @@ class Forwarder:
             except asyncio.CancelledError:
                 await self._holding.give_back([raw["ReceiptHandle"] for raw in messages])
                 raise
-            stored = await self._send(messages)
-            if stored:
-                await self._holding.delete(stored)
+            async with self._in_turn:
+                stored = await self._send(messages)
+                if stored:
+                    await self._holding.delete(stored)
 
     async def _send(self, messages: Sequence[Raw]) -> list[str]:
         entries = []

@@ -179,7 +179,9 @@ async def counted(bench: Bench) -> None:
     await bench.complete(receiver, deliveries[0])
     await expect_stats("after completing", depth=1, in_flight=2)
     await bench.abandon(receiver, deliveries[1])
-    await expect_stats("after abandoning", depth=2, in_flight=1)
+    # Where the lock is the messages in flight, it may stay in flight until what lies behind it is settled.
+    if can.keeps_empty_sessions or bench.session is None:
+        await expect_stats("after abandoning", depth=2, in_flight=1)
     await bench.give_back(receiver, deliveries[2])
     await expect_stats("after giving back", depth=3)
     dead = 0

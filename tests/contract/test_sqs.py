@@ -1,0 +1,131 @@
+"""SQS keeps the contract: FIFO queues with sessions, standard queues without.
+
+Against the emulator, or the account that ``QUEUE_RUNTIME_TEST_SQS_URL`` names (there ``provision`` rights are needed,
+and the queues stay).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from queue_runtime.abc import Provider
+from queue_runtime.messages import QueueName
+from queue_runtime.providers.sqs import FACTORY
+from queue_runtime.testing import (
+    Case,
+    CaseResult,
+    ContractEnvironment,
+    contract_cases,
+    run_case,
+    run_contract,
+)
+
+from ..sqs.emulator import sqs_for_tests
+
+LOCK = 4
+DELIVERIES = 5
+
+POOL = 40
+"""Queues made in advance: a case must not wait for one while others count on the time."""
+
+
+@contextmanager
+def pool_of_queues(
+    connect: Callable[[], Awaitable[Provider]],
+) -> Iterator[Callable[[], QueueName]]:
+    """Gives names of fresh queues: SQS creates nothing by being used."""
+    names: queue.Queue[QueueName] = queue.Queue(POOL)
+    ended = threading.Event()
+
+    async def provision() -> None:
+        provider = await connect()
+        while not ended.is_set():
+            name = QueueName(f"contract-{uuid.uuid4().hex[:16]}")
+            await provider.provision(name)
+            while not ended.is_set():
+                try:
+                    names.put(name, timeout=0.1)
+                except queue.Full:
+                    continue
+                break
+        await provider.aclose()
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        task = elsewhere.submit(trio.run, provision)
+        try:
+            while not names.full() and not task.done():
+                time.sleep(0.01)  # nothing else runs yet
+            yield partial(names.get, timeout=30)
+        finally:
+            ended.set()
+            task.result()
+
+
+@pytest.fixture(scope="module", params=["fifo", "standard"])
+def environment(request: pytest.FixtureRequest) -> Iterator[ContractEnvironment]:
+    with sqs_for_tests() as sqs:
+        short = f"&lock_duration={LOCK}&wait_time=1&max_message_bytes=262144"
+        url = f"{sqs.url}&queue_type={request.param}&max_delivery_count={DELIVERIES}{short}"
+        config = FACTORY.config_from_url(url)
+
+        def connect(**options: Any) -> Awaitable[Provider]:
+            return FACTORY.open(attrs.evolve(config, **options))
+
+        with pool_of_queues(connect) as queue_name:
+            yield ContractEnvironment(
+                open_provider=connect,
+                queue_name=queue_name,
+                open_unhurried=lambda: connect(lock_duration=60),
+                child_url=url,
+                tolerance=1.5,
+                empty_tolerance=0.5,  # ten connections are opened and closed meanwhile
+                resolution=1.0,
+                delay=1.0,
+                reports_duplicates=False,
+                load_messages=1_000,
+                load_consumers=20,
+            )
+
+
+@pytest.fixture(scope="module")
+def waited(
+    request: pytest.FixtureRequest, environment: ContractEnvironment
+) -> dict[Case, CaseResult]:
+    """The cases that mostly wait have waited together."""
+    chosen = {
+        str(item.callspec.params["case"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    }
+
+    async def run() -> dict[Case, CaseResult]:
+        waiting = [case for case in contract_cases() if case.waits and case.name in chosen]
+        report = await run_contract(environment, waiting, concurrency=4)
+        return {result.case: result for result in report.results}
+
+    return trio.run(run)
+
+
+@pytest.mark.parametrize("case", contract_cases(), ids=str)
+def test_contract(
+    case: Case, environment: ContractEnvironment, request: pytest.FixtureRequest
+) -> None:
+    if not case.waits:
+        trio.run(run_case, case, environment)
+        return
+    waited: dict[Case, CaseResult] = request.getfixturevalue("waited")
+    error = waited[case].error
+    if error is not None:
+        raise error
