@@ -24,8 +24,6 @@ from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
 from queue_runtime.errors import ValidationError
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
 from queue_runtime.providers.azure.codec import (
-    BODY_HEADER,
-    ENVELOPE,
     GENERATED,
     MAX_DESCRIPTION,
     MAX_HEADER_BYTES,
@@ -45,6 +43,8 @@ from queue_runtime.providers.azure.codec import (
     in_batch,
     wire_size,
 )
+from queue_runtime.providers.azure.envelope import ENVELOPE
+from queue_runtime.providers.azure.foreign import BODY_HEADER
 
 TOKEN = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2

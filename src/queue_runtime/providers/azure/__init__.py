@@ -2,6 +2,7 @@
 
 * ``config``: what a URL and a connection string say; the names of queues as Service Bus takes them;
 * ``codec``: a message as Service Bus carries it, and back; pure;
+* ``envelope``: what of it has no field in AMQP; ``foreign``: what other senders write; pure;
 * ``errors``: what the errors of Service Bus and its SDK mean to a caller, in one table;
 * ``factory``: from a URL to a provider.
 

@@ -29,25 +29,36 @@ What cannot be read
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from typing import Any, Final, Literal, TypeAlias, final
 from urllib.parse import quote, unquote
 
 import attrs
 
-from queue_runtime.config.structuring import shown
 from queue_runtime.errors import ValidationError
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
 from queue_runtime.text import escape
 
+from .envelope import (
+    ENVELOPE,
+    MAX_DESCRIPTION,
+    broker_dead_letter,
+    dead_letter_fields,
+    dead_letter_of,
+    dead_letter_words,
+    moment_of,
+    open_envelope,
+    packed_headers,
+    read_field,
+    sealed,
+    whole_of,
+)
+from .foreign import BODY_HEADER, body_of, header_name, optional_text, text_of, utf16_length
+
 __all__ = [
-    "BODY_HEADER",
-    "ENVELOPE",
     "GENERATED",
     "MAX_DESCRIPTION",
     "MAX_HEADER_BYTES",
@@ -69,17 +80,8 @@ __all__ = [
     "wire_size",
 ]
 
-ENVELOPE: Final = "queue-runtime"
-"""Name of the application property that holds what has no place of its own."""
-
-BODY_HEADER: Final = "queue-runtime-body"
-"""Header of a message whose body was no data: ``value``, ``value-json``, ``sequence-json`` or ``none``."""
-
 GENERATED: Final = "~n:"
 """Begins broker message ids that stand for no id of the user's."""
-
-MAX_DESCRIPTION: Final = 4_096
-"""Characters (UTF-16 units, as .NET counts) of a dead letter's reason, and of its description."""
 
 MAX_HEADER_BYTES: Final = 65_536
 """Bytes of all that is not the body.
@@ -104,9 +106,6 @@ Entry: TypeAlias = dict[str, Any]
 State: TypeAlias = Literal["active", "deferred", "scheduled"]
 """Where a peeked message stands."""
 
-T = TypeVar("T")
-
-_VERSION: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_ID: Final = 128
 _HASHED: Final = "~h:"
@@ -115,10 +114,8 @@ _MARKED: Final = re.compile(r"~[hn]:")
 _GENERATED_ID: Final = re.compile(r"~n:[0-9a-f]{32,64}")
 _REASON: Final = "DeadLetterReason"
 _DESCRIPTION: Final = "DeadLetterErrorDescription"
-_TAIL: Final = "\nqueue-runtime "
 _RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
 """Names of properties that mean something here or to the broker; headers of these names are packed."""
-_REASONS: Final = {"TTLExpiredException": "TimeToLiveExpired"}
 _STATES: Final[Mapping[int | None, State]] = {1: "deferred", 2: "scheduled"}
 _SCHEDULED: Final = "x-opt-scheduled-enqueue-time"
 _FOREIGN_FIELDS: Final = {
@@ -135,11 +132,6 @@ _FOREIGN_FIELDS: Final = {
 # --- ids -----------------------------------------------------------------------------------------------
 
 
-def _units(text: str) -> int:
-    """The length of ``text`` as .NET counts, in UTF-16 units; it is what the broker's limits mean."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
-
-
 def encode_id(text: str) -> str:
     """A session, message or deduplication id as Service Bus takes it: at most 128 UTF-16 units.
 
@@ -151,7 +143,7 @@ def encode_id(text: str) -> str:
         wire = unquote(text.removeprefix(_FOREIGN), errors="replace")
         if wire != text and decode_id(wire) == text:
             return wire
-    if _units(text) > _MAX_ID or _MARKED.match(text):
+    if utf16_length(text) > _MAX_ID or _MARKED.match(text):
         return _HASHED + digest(text)
     return text
 
@@ -263,7 +255,9 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
     properties: dict[str, str] = {}
     packed: dict[str, str] = {}
     for name, value in message.headers.items():
-        if name in _RESERVED or (name == "amqp-reply-to-session-id" and _units(value) > _MAX_ID):
+        if name in _RESERVED or (
+            name == "amqp-reply-to-session-id" and utf16_length(value) > _MAX_ID
+        ):
             packed[name] = value
         elif name in NATIVE_HEADERS:
             entry[NATIVE_HEADERS[name]] = value
@@ -289,7 +283,7 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
     if packed:
         fields["headers"] = packed
     if fields:
-        properties[ENVELOPE] = json.dumps({"v": _VERSION, **fields}, separators=(",", ":"))
+        properties[ENVELOPE] = sealed(fields)
     if properties:
         entry["application_properties"] = properties
     return entry
@@ -305,20 +299,9 @@ def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dic
         "dedup": True if wanted is not None and wanted == broker_id else wanted,
         "sequence": extras.sequence_number,
         "enqueued": None if extras.enqueued_at is None else extras.enqueued_at.isoformat(),
-        "dead": None
-        if dead is None
-        else {
-            "reason": dead.reason,
-            "description": dead.description[:MAX_DESCRIPTION],
-            **_history(dead.dead_lettered_at, dead.first_failed_at, dead.delivery_count),
-        },
+        "dead": None if dead is None else dead_letter_fields(dead),
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _history(at: datetime, first_failed_at: datetime | None, count: int) -> dict[str, Any]:
-    first = None if first_failed_at is None else first_failed_at.isoformat()
-    return {"at": at.isoformat(), "first": first, "count": count}
 
 
 def _whole_seconds(seconds: float, *, round_up: bool) -> timedelta:
@@ -341,34 +324,6 @@ def _whole_milliseconds(moment: datetime) -> datetime:
     """Not earlier than ``moment``, in the unit of AMQP."""
     rest = moment.microsecond % 1_000
     return moment + timedelta(microseconds=1_000 - rest) if rest else moment
-
-
-def dead_letter_words(
-    reason: str,
-    description: str,
-    *,
-    at: datetime,
-    first_failed_at: datetime | None,
-    delivery_count: int,
-) -> tuple[str, str]:
-    """Reason and description for the broker's dead-letter outcome.
-
-    The broker keeps neither the time nor the deliveries it did not see, so they stand in the description's last
-    line, where :func:`decode` finds them.
-
-    Returns:
-        Each at most :data:`MAX_DESCRIPTION` UTF-16 units; the description is cut, its last line is not.
-    """
-    history = json.dumps(_history(at, first_failed_at, delivery_count), separators=(",", ":"))
-    tail = _TAIL + history
-    return _cut(reason, MAX_DESCRIPTION), _cut(description, MAX_DESCRIPTION - len(tail)) + tail
-
-
-def _cut(text: str, units: int) -> str:
-    if _units(text) <= units:
-        return text
-    encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]
-    return encoded.decode("utf-16-le", "ignore")  # half a character at the end is left out
 
 
 # --- sizes ---------------------------------------------------------------------------------------------
@@ -480,22 +435,24 @@ def decode(
     words = (properties.pop(_REASON, None), properties.pop(_DESCRIPTION, None))
     envelope = properties.pop(ENVELOPE, None)
     problems: list[str] = []
-    fields = _open_envelope(envelope, problems)
-    headers = {_header_name(name): _text(value) for name, value in properties.items()}
+    fields = open_envelope(envelope, problems)
+    headers = {header_name(name): text_of(value) for name, value in properties.items()}
     for field, name in _FOREIGN_FIELDS.items():
         value = getattr(given, field, None)
         if value is not None:
-            headers[name] = _text(value)
-    body, kind = _body(raw)
+            headers[name] = text_of(value)
+    body, kind = body_of(raw)
     if kind is not None:
         headers[BODY_HEADER] = kind
-    headers |= _packed_headers(fields, problems)
-    session = _optional_text(getattr(given, "group_id", None))
+    headers |= packed_headers(fields, problems)
+    session = optional_text(getattr(given, "group_id", None))
     if session is not None and not sessions:
         headers["amqp-session-id"] = session
-    due = _read(fields, "due", _moment, problems) or _milliseconds(annotations.get(_SCHEDULED))
+    due = read_field(fields, "due", moment_of, problems) or _milliseconds(
+        annotations.get(_SCHEDULED)
+    )
     count = _number(getattr(header, "delivery_count", None)) or 0
-    broker_id = _optional_text(getattr(given, "message_id", None))
+    broker_id = optional_text(getattr(given, "message_id", None))
     own_id, deduplication_id = _ids(broker_id, fields, problems)
     message = _message(
         body,
@@ -503,28 +460,28 @@ def decode(
         {
             "session_id": _session(session, fields) if sessions else None,
             "message_id": own_id,
-            "correlation_id": _optional_text(getattr(given, "correlation_id", None)),
-            "content_type": _optional_text(getattr(given, "content_type", None)),
+            "correlation_id": optional_text(getattr(given, "correlation_id", None)),
+            "content_type": optional_text(getattr(given, "content_type", None)),
             "time_to_live": _time_to_live(header),
             "scheduled_at": due,
             "deduplication_id": deduplication_id,
         },
     )
     earlier = Extras(
-        message_id=_read(fields, "was", MessageId, problems),
-        dead_letter=_read(fields, "dead", _dead_letter, problems),
-        enqueued_at=_read(fields, "enqueued", _moment, problems),
-        sequence_number=_read(fields, "sequence", _whole, problems),
+        message_id=read_field(fields, "was", MessageId, problems),
+        dead_letter=read_field(fields, "dead", dead_letter_of, problems),
+        enqueued_at=read_field(fields, "enqueued", moment_of, problems),
+        sequence_number=read_field(fields, "sequence", whole_of, problems),
     )
     if problems:
-        message = attrs.evolve(message, headers={**message.headers, ENVELOPE: _text(envelope)})
+        message = attrs.evolve(message, headers={**message.headers, ENVELOPE: text_of(envelope)})
     enqueued_at = _milliseconds(annotations.get("x-opt-enqueued-time")) or datetime.now(UTC)
     if message.scheduled_at is not None:
         enqueued_at = max(enqueued_at, message.scheduled_at)
     sequence = _number(annotations.get("x-opt-sequence-number")) or 0
     dead_letter = earlier.dead_letter
     if dead or words[0] is not None:
-        dead_letter = _broker_dead_letter(words, count, enqueued_at, message.time_to_live)
+        dead_letter = broker_dead_letter(words, count, enqueued_at, message.time_to_live)
     return Received(
         message=message,
         message_id=message.message_id
@@ -552,107 +509,7 @@ def _first(raw: Any, *names: str) -> Any:
 
 def _by_name(section: Mapping[Any, Any] | None) -> dict[str, Any]:
     """A section whose keys the SDK leaves as bytes."""
-    return {_text(name): value for name, value in (section or {}).items()}
-
-
-def _text(value: object) -> str:
-    """Any simple AMQP value as text: bytes that are no UTF-8 as base64, what has no text of its own as JSON."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return b64encode(value).decode()
-    if value is None or isinstance(value, (bool, list, tuple, dict)):
-        return _json(value)
-    return str(value)
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _json(value: object) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
-
-
-def _plain(value: object) -> Any:
-    """What JSON can say; keys become text, and what has no form in JSON too."""
-    if isinstance(value, Mapping):
-        return {_text(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    return _text(value)
-
-
-def _header_name(name: str) -> str:
-    """``name`` where a header can have it; otherwise what can be shown of it."""
-    if name.isprintable() and 0 < len(name) <= 256:
-        return name
-    try:
-        Message(b"", headers={name: ""})
-    except ValidationError:
-        return escape(name) or "_"
-    return name
-
-
-def _body(raw: Any) -> tuple[bytes, str | None]:
-    """The body, and what :data:`BODY_HEADER` says about it."""
-    kind = getattr(getattr(raw, "body_type", None), "value", None)
-    body: Any
-    if kind is None:
-        sections = {name: getattr(raw, name, None) for name in ("data", "sequence", "value")}
-        kind = next((name for name, found in sections.items() if found is not None), "value")
-        body = sections[kind]
-    else:
-        body = raw.body
-    if kind == "data":
-        return b"".join(_bytes(part) for part in body), None
-    if kind == "sequence":
-        rows = (row if isinstance(row, list) else [row] for row in body)
-        return _json([item for row in rows for item in row]).encode(), "sequence-json"
-    if body is None:
-        return b"", "none"
-    if isinstance(body, (bytes, str)):
-        return _bytes(body), "value"
-    return _json(body).encode(), "value-json"
-
-
-def _bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else _text(value).encode()
-
-
-def _open_envelope(given: object, problems: list[str]) -> dict[str, Any]:
-    if given is None:
-        return {}
-    try:
-        fields = json.loads(_text(given))
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        problems.append("it is not a JSON object")
-        return {}
-    version = fields.get("v")
-    if type(version) is not int or version != _VERSION:
-        problems.append(
-            f"its version is {shown(version)}, this program reads {_VERSION}: "
-            "a newer one wrote it, or none of ours did"
-        )
-        return {}
-    return fields
-
-
-def _packed_headers(fields: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
-    packed = fields.get("headers", {})
-    if isinstance(packed, dict) and all(isinstance(value, str) for value in packed.values()):
-        return {_header_name(name): _text(value) for name, value in packed.items()}
-    problems.append("headers is not an object of texts")
-    return {}
+    return {text_of(name): value for name, value in (section or {}).items()}
 
 
 def _session(wire: str | None, fields: Mapping[str, Any]) -> SessionId | None:
@@ -677,7 +534,7 @@ def _ids(
     elif dedup is not None and not isinstance(dedup, str):
         problems.append("dedup is neither text nor true")
         dedup = None
-    own = _read(fields, "id", MessageId, problems)
+    own = read_field(fields, "id", MessageId, problems)
     if own is not None:
         return own, dedup
     generated = broker_id is None or _GENERATED_ID.fullmatch(broker_id) is not None
@@ -706,30 +563,10 @@ def _message(body: bytes, headers: dict[str, str], values: Mapping[str, Any]) ->
         try:
             Message(b"", **{name: value})
         except ValidationError:
-            headers.setdefault(f"amqp-{name.replace('_', '-')}", _text(value))
+            headers.setdefault(f"amqp-{name.replace('_', '-')}", text_of(value))
         else:
             good[name] = value
     return Message(body, headers=headers, **good)
-
-
-def _read(
-    fields: Mapping[str, Any], name: str, make: Callable[[Any], T], problems: list[str]
-) -> T | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    try:
-        return make(value)
-    except (ValueError, TypeError, LookupError, OverflowError):
-        problems.append(f"{name} cannot be read")
-        return None
-
-
-def _moment(value: Any) -> datetime:
-    moment = datetime.fromisoformat(value)
-    if moment.utcoffset() is None:
-        raise ValueError("no time zone")
-    return moment.astimezone(UTC)
 
 
 def _milliseconds(value: object) -> datetime | None:
@@ -747,59 +584,7 @@ def _number(value: object) -> int | None:
     return value if type(value) is int and value >= 0 else None
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("not a whole number")
-    return value
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not text")
-    return value
-
-
 def _time_to_live(header: Any) -> float | None:
     """Seconds; ``None`` for the values that stand for ever, and for none at all."""
     value = _number(_first(header, "ttl", "time_to_live"))
     return None if not value or value >= 0xFFFF_FFFF else value / 1_000
-
-
-def _dead_letter(value: Any) -> DeadLetterInfo:
-    first = value["first"]
-    return DeadLetterInfo(
-        reason=_word(value["reason"]),
-        description=_word(value["description"])[:MAX_DESCRIPTION],
-        dead_lettered_at=_moment(value["at"]),
-        first_failed_at=None if first is None else _moment(first),
-        delivery_count=_whole(value["count"]),
-    )
-
-
-def _broker_dead_letter(
-    words: Iterable[object], count: int, enqueued_at: datetime, time_to_live: float | None
-) -> DeadLetterInfo:
-    """What the broker keeps of a dead letter, with what :func:`dead_letter_words` added to it.
-
-    The broker's own moves have no time: theirs is the earliest it can have been.
-    """
-    reason, description = ("" if word is None else _text(word) for word in words)
-    rest, tail, history = description.rpartition(_TAIL)
-    if tail:
-        try:
-            return _dead_letter({**json.loads(history), "reason": reason, "description": rest})
-        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            pass
-    at = enqueued_at
-    if reason in _REASONS and time_to_live is not None:
-        try:
-            at += timedelta(seconds=time_to_live)
-        except OverflowError:
-            pass  # later than there are dates
-    return DeadLetterInfo(
-        reason=_REASONS.get(reason, reason),
-        description=description[:MAX_DESCRIPTION],
-        dead_lettered_at=at,
-        first_failed_at=None,
-        delivery_count=count,
-    )
