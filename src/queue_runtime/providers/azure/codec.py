@@ -133,7 +133,7 @@ _FOREIGN_FIELDS: Final = {
 
 
 def encode_id(text: str) -> str:
-    """A session, message or deduplication id as Service Bus takes it: at most 128 UTF-16 units.
+    """A session id as Service Bus takes it: at most 128 UTF-16 units.
 
     Different ids stay different. What fits goes as it is; what is too long, or begins like an id made here, is
     ``~h:`` and its SHA-256, and the envelope carries the id itself. What :func:`decode_id` made of a foreign
@@ -141,11 +141,13 @@ def encode_id(text: str) -> str:
     """
     if text.startswith(_FOREIGN):
         wire = unquote(text.removeprefix(_FOREIGN), errors="replace")
-        if wire != text and decode_id(wire) == text:
+        if decode_id(wire) == text:
             return wire
-    if utf16_length(text) > _MAX_ID or _MARKED.match(text):
-        return _HASHED + digest(text)
-    return text
+    return _fitting(text)
+
+
+def _fitting(text: str) -> str:
+    return _HASHED + digest(text) if utf16_length(text) > _MAX_ID or _MARKED.match(text) else text
 
 
 def decode_id(wire: str) -> SessionId:
@@ -250,7 +252,7 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
         wanted = message.deduplication_id if first else None
     entry: Entry = {
         "body": message.body,
-        "message_id": GENERATED + token if wanted is None else encode_id(wanted),
+        "message_id": GENERATED + token if wanted is None else _fitting(wanted),
     }
     properties: dict[str, str] = {}
     packed: dict[str, str] = {}
