@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, final
+from uuid import UUID
 
 import attrs
-from proton import Data
+from proton import Data, ProtonException
 
 from .entities import Content, Stored
 from .refusals import Refused
@@ -41,6 +42,9 @@ _OWN: Final = frozenset(
 _FIXED: Final = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
 _SIZE_8: Final = frozenset({0xA, 0xC, 0xE})
 _SIZE_32: Final = frozenset({0xB, 0xD, 0xF})
+
+_FAR: Final = (1 << 63) - 1
+"""Milliseconds that a timestamp can have."""
 
 _UINT32: Final = struct.Struct(">I")
 _INT64: Final = struct.Struct(">q")
@@ -159,8 +163,14 @@ def decode_transfer(raw: bytes, message_format: int) -> list[Content]:
             for section in _sections(raw)
             if section.code == _DATA
         ]
-    except (IndexError, struct.error, UnicodeDecodeError) as error:
+    except (IndexError, ProtonException, RecursionError, ValueError, struct.error) as error:
         raise _malformed(str(error)) from error
+
+
+def _check(name: str, value: Any, *types: type) -> Any:
+    if value is not None and not isinstance(value, types):
+        raise _malformed(f"its {name} is a {type(value).__name__}")
+    return value
 
 
 def _decode(raw: bytes) -> Content:
@@ -174,21 +184,27 @@ def _decode(raw: bytes) -> Content:
         if section.code == _HEADER:
             header = [decode_value(value) for value in _elements(raw, section.value)]
             durable, priority, time_to_live = (header + [None] * 3)[:3]
+            _check("priority", priority, int)
+            _check("time to live", time_to_live, int)
+            if not 0 <= (priority or 0) <= 255 or (time_to_live or 0) < 0:
+                raise _malformed(
+                    f"priority {priority} or time to live {time_to_live} is out of range"
+                )
         elif section.code == _ANNOTATIONS:
             entries = _elements(raw, section.value)
             for key, value in zip(entries, entries, strict=True):
                 name = _content(key)
                 if name == b"x-opt-scheduled-enqueue-time":
-                    due = decode_value(value)
+                    due = _check("due time", decode_value(value), int)
                 elif name not in _OWN:
                     annotations += key, value
         elif section.code == _PROPERTIES:
             properties = whole
             for number, value in enumerate(_elements(raw, section.value)):
                 if number == 0:
-                    message_id = decode_value(value)
+                    message_id = _check("message id", decode_value(value), str, int, bytes, UUID)
                 elif number == 10:
-                    session_id = decode_value(value)
+                    session_id = _check("session id", decode_value(value), str)
                     break
         elif section.code == _APPLICATION:
             application = whole
@@ -293,7 +309,7 @@ def _long(value: int) -> bytes:
 
 
 def _timestamp(seconds: float) -> bytes:
-    return b"\x83" + _INT64.pack(round(seconds * 1_000))
+    return b"\x83" + _INT64.pack(max(-_FAR, min(round(seconds * 1_000), _FAR)))
 
 
 def _symbol(name: bytes) -> bytes:

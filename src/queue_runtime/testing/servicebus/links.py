@@ -314,16 +314,18 @@ class Inlet(Node):
             link.flow(_INLET_CREDIT - link.credit)
         message_format = self._host.next_format(link.name)
         self._host.counters.transfers_in += 1
+        refusal: Refused | None = None
         try:
             self._host.faults.check(Operation.SEND, self.path)
             self._send(raw, message_format)
-        except Refused as refusal:
+        except Refused as error:
+            refusal = error
+        if self._host.faults.loses_answer(Operation.SEND, self.path):
+            return
+        if refusal is not None:
             delivery.local.condition = condition_of(refusal)
-            delivery.update(Delivery.REJECTED)
-        else:
-            delivery.update(Delivery.ACCEPTED)
-        if not self._host.faults.loses_answer(Operation.SEND, self.path):
-            delivery.settle()
+        delivery.update(Delivery.ACCEPTED if refusal is None else Delivery.REJECTED)
+        delivery.settle()
 
     def _send(self, raw: bytes, message_format: int) -> None:
         limit = self._queue.settings.max_message_bytes
