@@ -359,21 +359,24 @@ def decode(raw: Mapping[str, Any], kind: QueueKind) -> Received:
     group = system.get("MessageGroupId")
     values: dict[str, Any] = {
         "session_id": _session(group, kind, fields, problems),
-        "headers": {**headers, **_packed_headers(fields, problems)},
-        "message_id": fields.get("id"),
-        "correlation_id": fields.get("correlation"),
-        "content_type": fields.get("type"),
-        "time_to_live": fields.get("ttl"),
-        "scheduled_at": _read(fields, "due", _moment, problems),
-        "deduplication_id": fields.get("dedup"),
+        "headers": headers,
     }
+    earlier = NOTHING_MORE
+    if fields:  # most messages have none
+        values["headers"] = {**headers, **_packed_headers(fields, problems)}
+        values["message_id"] = fields.get("id")
+        values["correlation_id"] = fields.get("correlation")
+        values["content_type"] = fields.get("type")
+        values["time_to_live"] = fields.get("ttl")
+        values["scheduled_at"] = _read(fields, "due", _moment, problems)
+        values["deduplication_id"] = fields.get("dedup")
+        earlier = Extras(
+            message_id=_read(fields, "was", MessageId, problems),
+            dead_letter=_read(fields, "dead", _dead_letter, problems),
+            enqueued_at=_read(fields, "enqueued", _moment, problems),
+            sequence_number=_read(fields, "sequence", _whole, problems),
+        )
     message = _message(_decode_body(raw.get("Body") or "", fields, problems), values, problems)
-    earlier = Extras(
-        message_id=_read(fields, "was", MessageId, problems),
-        dead_letter=_read(fields, "dead", _dead_letter, problems),
-        enqueued_at=_read(fields, "enqueued", _moment, problems),
-        sequence_number=_read(fields, "sequence", _whole, problems),
-    )
     if problems and envelope is not None:
         message = attrs.evolve(message, headers={**message.headers, ENVELOPE: envelope})
     sent = _sent(system)
