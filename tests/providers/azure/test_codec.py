@@ -144,6 +144,7 @@ extras_ = st.builds(
 @given(messages, st.booleans(), st.just(NOTHING_MORE) | extras_)
 @example(Message(b""), False, NOTHING_MORE)
 @example(Message(b"x", message_id=GENERATED + OTHER), False, NOTHING_MORE)
+@example(Message(b"x", message_id=GENERATED + TOKEN), True, EXTRAS)
 @example(Message(b"x", message_id="~f:", session_id="~f:"), False, NOTHING_MORE)
 @example(Message(b"x", session_id="~h:" + "0" * 64), False, NOTHING_MORE)
 @example(Message(b"x", message_id="a", deduplication_id="a"), True, NOTHING_MORE)

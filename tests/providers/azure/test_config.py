@@ -446,3 +446,30 @@ def test_reading_a_url_loads_no_sdk() -> None:
         "print(config.lock_duration, {'asyncio', 'azure', 'aiohttp'} & set(sys.modules))\n"
     )
     assert run_python(code) == ["7.0 set()"]
+
+
+WITHOUT_SDK = """
+import sys
+sys.modules["azure"] = None  # as if nothing of it were installed
+
+import trio
+from queue_runtime.providers import open_provider
+from queue_runtime.errors import ConfigurationError
+
+
+async def main():
+    try:
+        async with open_provider("azure://orders"):
+            pass
+    except ConfigurationError as error:
+        print(error)
+
+
+trio.run(main)
+"""
+
+
+def test_a_missing_sdk_is_advice() -> None:
+    (advice,) = run_python(WITHOUT_SDK)
+    assert "provider 'azure' needs azure" in advice
+    assert "pip install 'queue-runtime[azure]'" in advice

@@ -296,7 +296,7 @@ def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dic
     dead = extras.dead_letter
     was = None if own is not None else identity(message, token, extras)
     fields = {
-        "id": None if own == broker_id else own,
+        "id": None if own == broker_id and not _MARKED.match(broker_id) else own,
         "was": None if was == broker_id else was,
         "dedup": True if wanted is not None and wanted == broker_id else wanted,
         "sequence": extras.sequence_number,
