@@ -6,6 +6,7 @@ throttles. The lock is long: what is received again in time was recovered, not w
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -330,6 +331,35 @@ async def test_every_connection_is_reset_again_and_again(emulator: Emulator) -> 
                 seen[session] += numbers
             await complete(receiver, deliveries)
         assert seen == in_order(30)
+        await link.assert_empty()
+
+
+async def test_many_polls_fail_and_are_asked_again_side_by_side(emulator: Emulator) -> None:
+    """Answers are lost several times in a row, so that calls take over what others may have claimed."""
+    async with linked(emulator) as link, trio.open_nursery() as nursery:
+        receiver = await link.receiver()
+        arriving, arrived = trio.open_memory_channel[Delivery](100)
+
+        async def receive() -> None:
+            for most in itertools.cycle(range(1, 11)):
+                deliveries = await again(receiver.receive, most, 2.0)
+                assert len(deliveries) <= most
+                for delivery in deliveries:
+                    arriving.send_nowait(delivery)
+
+        for _ in range(8):
+            nursery.start_soon(receive)
+        for _ in range(5):
+            resets = link.proxy.statistics().resets
+            for _ in range(20):
+                link.proxy.cut_reply(matching=b"ReceiveMessage")
+            await link.send(work(10, sessions=10))
+            with trio.fail_after(SOON):
+                deliveries = [await arrived.receive() for _ in range(10)]
+            assert link.proxy.statistics().resets > resets
+            assert by_session(deliveries) == in_order(10, sessions=10)
+            await complete(receiver, deliveries)
+        nursery.cancel_scope.cancel()
         await link.assert_empty()
 
 

@@ -55,14 +55,18 @@ class Claimed:
 class _Poll:
     """One ``ReceiveMessage`` under way.
 
+    Args:
+        count: Most messages.
+        lost: A poll whose answer was lost, to be asked again: what it claimed was claimed then.
+
     Attributes:
         awaited: Somebody waits for what it brings.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, lost: _Poll | None = None) -> None:
         self.count = count
-        self.attempt = uuid4().hex
-        self.asked_at = time.monotonic()
+        self.attempt: str = uuid4().hex if lost is None else lost.attempt
+        self.asked_at: float = time.monotonic() if lost is None else lost.asked_at
         self.awaited = True
         self.task: asyncio.Task[Claimed | None]
 
@@ -133,8 +137,9 @@ class Poller:
         return None
 
     def _start(self, count: int, wait: int) -> _Poll:
-        lost = self._next_unanswered()
-        poll = lost or _Poll(count)
+        lost = self._next_unanswered(count)
+        # Not the same object: the task of the lost one may not have been seen to its end yet.
+        poll = _Poll(count if lost is None else lost.count, lost)
         poll.task = asyncio.create_task(self._poll(poll, wait) if lost is None else self._ask(poll))
         poll.task.add_done_callback(lambda _: self._ended(poll))
         self._running.add(poll)
@@ -167,12 +172,12 @@ class Poller:
         age = time.monotonic() - poll.asked_at
         return self._claims.queue.fifo and age < self._lock_duration / 2
 
-    def _next_unanswered(self) -> _Poll | None:
-        while self._unanswered:
-            poll = self._unanswered.popleft()
-            if self._is_recoverable(poll):
-                return poll
-        return None
+    def _next_unanswered(self, count: int) -> _Poll | None:
+        """A poll to ask again. One that asked for more would bring more: it waits for a call that takes as much."""
+        recoverable = [poll for poll in self._unanswered if self._is_recoverable(poll)]
+        chosen = next((poll for poll in recoverable if poll.count <= count), None)
+        self._unanswered = deque(poll for poll in recoverable if poll is not chosen)
+        return chosen
 
     def _check_open(self) -> None:
         if self._closing.done():
