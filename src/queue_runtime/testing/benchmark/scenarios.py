@@ -366,15 +366,17 @@ async def _waiting(place: Place, workload: Workload, scale: Scale) -> Report:
     if place.raw is not None:
         rows.append(await _idle_calls(place, place.raw, queue, workload))
     times = []
-    for _ in range(scale.cancellations):
-        receiver = await place.client.provider.open_receiver(queue, ReceiverOptions())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receiver.receive, 10, 60.0)
-            # Long enough that the request is under way.
-            await trio.sleep(0.05)
-            began = trio.current_time()
-            nursery.cancel_scope.cancel()
-        times.append(1_000 * (trio.current_time() - began))
+    receiver = await place.client.provider.open_receiver(queue, ReceiverOptions())
+    try:
+        for _ in range(scale.cancellations):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receiver.receive, 10, 60.0)
+                # Long enough that the request is under way.
+                await trio.sleep(0.05)
+                began = trio.current_time()
+                nursery.cancel_scope.cancel()
+            times.append(1_000 * (trio.current_time() - began))
+    finally:
         await receiver.aclose()
     rows.append(Row("cancelling a receive, median", statistics.median(times), "ms"))
     rows.append(Row("cancelling a receive, longest", max(times), "ms", aim="at most 100"))
