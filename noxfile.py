@@ -120,7 +120,7 @@ def coverage(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Kills, stalls and cut connections, in minutes; ``QUEUE_RUNTIME_SHORT=0`` runs the long form."""
     short = os.environ.get("QUEUE_RUNTIME_SHORT", "1")
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,sqs]")
     session.run(
         *("pytest", "-m", "chaos", *session.posargs),
         env={"QUEUE_RUNTIME_SHORT": short},

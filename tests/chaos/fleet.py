@@ -83,7 +83,8 @@ class Fleet:
         process = self.running[name]
         process.send_signal(signal.SIGSTOP)
         # It goes on until the signal reaches it; a handler that begins meanwhile begins before the pause.
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        stopped = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        await trio.to_thread.run_sync(os.waitid, os.P_PID, process.pid, stopped)
         self.recorder.process_paused(name)
         await trio.sleep(1.5 * self.lock)
         process.send_signal(signal.SIGCONT)
@@ -91,6 +92,7 @@ class Fleet:
     async def strike(self, randomness: random.Random) -> None:
         """Kill or stop one of them."""
         name = randomness.choice(sorted(self.running))
+        assert self.running[name].poll() is None, f"{name} ended by itself"
         await (self.kill if randomness.random() < 0.6 else self.pause)(name)
 
     async def drain(self) -> None:
@@ -113,9 +115,15 @@ def output(process: trio.Process) -> trio.abc.ReceiveStream:
 
 
 async def send(
-    client: QueueClient, queue: str, recorder: Recorder, *, messages: int, sessions: int
+    client: QueueClient,
+    queue: str,
+    recorder: Recorder,
+    *,
+    messages: int,
+    sessions: int,
+    pause: float = 0.01,
 ) -> None:
-    """Send to all sessions by turns, and again what was not acknowledged."""
+    """Send to all sessions by turns, and again what was not acknowledged; ``pause`` seconds between batches."""
     sent = [0] * sessions
     for start in range(0, messages, _BATCH):
         batch = []
@@ -134,7 +142,7 @@ async def send(
             recorder.sending(message.session_id, f"m{number}", sent[session])
         while batch:
             batch = await _try_to_send(client, queue, recorder, batch, numbers)
-        await trio.sleep(0.01)
+        await trio.sleep(pause)
 
 
 async def _try_to_send(

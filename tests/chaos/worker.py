@@ -13,6 +13,7 @@ import trio
 
 from queue_runtime import (
     BreakerConfig,
+    ConnectionFailed,
     Delivery,
     Retry,
     RetryPolicy,
@@ -48,17 +49,23 @@ async def main(
         breaker=BreakerConfig(failure_threshold=10, open_duration=0.5),
     )
     with Recorder(name, path=history) as recorder:
-        async with open_supervisor(
-            url,
-            queue,
-            record_handlers(handle, recorder),
-            config=config,
-            instruments=[record_settlements(recorder)],
-        ):
-            with trio.open_signal_receiver(signal.SIGTERM) as signals:
-                print("ready", flush=True)
-                async for _ in signals:
-                    break
+        while True:
+            try:
+                async with open_supervisor(
+                    url,
+                    queue,
+                    record_handlers(handle, recorder),
+                    config=config,
+                    instruments=[record_settlements(recorder)],
+                ):
+                    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                        print("ready", flush=True)
+                        async for _ in signals:
+                            break
+                return
+            except* ConnectionFailed:
+                # Opening fails at once; an orchestrator would start the process again.
+                await trio.sleep(0.1)
 
 
 if __name__ == "__main__":
