@@ -97,7 +97,8 @@ def error_response(failure: dict[str, Any]) -> Answer:
 
 
 async def serve(port: int, service: LaxService | StrictService) -> None:
-    runner = web.AppRunner(Server(service).application(), access_log=None, shutdown_timeout=0)
+    # Long polls whose clients have gone go on; to aiohttp, 0 would mean to wait for them.
+    runner = web.AppRunner(Server(service).application(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
