@@ -1,0 +1,222 @@
+"""A namespace as the rest of the adapter sees it: credentials, shared connections, every error mapped.
+
+On the bridge's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, final
+
+from azure.servicebus._base_handler import _generate_sas_token
+from azure.servicebus._common.constants import TOKEN_TYPE_SASTOKEN
+
+from queue_runtime.errors import ConfigurationError
+
+from .config import AzureConfig
+from .errors import Call, from_azure, safe_cause
+from .links import Inlet, Outlet
+from .wire import Credential, Place, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from azure.core.credentials import AccessToken
+
+__all__ = ["AzureApi", "Purpose", "mapped"]
+
+_MOST_SESSIONS: Final = 1_000
+"""AMQP sessions on one connection; Service Bus takes up to 4,999, and one that is lost takes all of them along."""
+
+_TOKEN_LIFE: Final = timedelta(hours=1)
+"""How long a token made with a key is good for; it is shown anew before."""
+
+
+class Purpose(enum.Enum):
+    """What a connection is for: what waits for the one should not wait for the other."""
+
+    SENDING = "sending"
+    RECEIVING = "receiving"
+    ASKING = "asking"
+
+
+@contextmanager
+def mapped(operation: str, queue: str = "", size: int = 0, limit: int = 0) -> Iterator[None]:
+    """Turn what the SDK raises inside into errors of this package."""
+    try:
+        yield
+    except Exception as error:
+        call = Call(operation=operation, queue=queue, size=size, limit=limit)
+        raise from_azure(error, call) from safe_cause(error)
+
+
+@final
+class AzureApi:
+    """One namespace. Made by :meth:`open`; belongs to the loop it was made on.
+
+    Attributes:
+        config: What it was made from.
+        opened: How many connections were opened so far.
+    """
+
+    @classmethod
+    async def open(cls, config: AzureConfig) -> AzureApi:
+        """Make the credential; nothing is sent anywhere.
+
+        Raises:
+            ConfigurationError: A credential that cannot be made.
+        """
+        stack = AsyncExitStack()
+        with mapped("the credential"):
+            credential = await _credential(config, stack)
+        said = config.said
+        host = config.fully_qualified_namespace
+        emulator = said is not None and said.emulator
+        if emulator and said is not None and said.port is not None:
+            host = f"{host}:{said.port}"
+        place = Place(
+            namespace=host,
+            credential=credential,
+            tls=not emulator,
+            custom_endpoint=config.custom_endpoint,
+            verify=config.verify,
+            websocket=config.transport == "websocket",
+            connect_timeout=config.connect_timeout,
+            timeout=config.operation_timeout,
+        )
+        return cls(config, place, stack)
+
+    def __init__(self, config: AzureConfig, place: Place, stack: AsyncExitStack) -> None:
+        self.config = config
+        self.opened = 0
+        self._place = place
+        self._stack = stack
+        self._wires: dict[Purpose, list[Wire]] = {purpose: [] for purpose in Purpose}
+        self._locks = {purpose: asyncio.Lock() for purpose in Purpose}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def credential(self) -> Credential:
+        """What gives tokens."""
+        return self._place.credential
+
+    async def wire(self, purpose: Purpose) -> Wire:
+        """A connection with room for one more link; opened if there is none.
+
+        Raises:
+            Exception: As :meth:`.wire.Wire.open`.
+        """
+        async with self._locks[purpose]:
+            wires = self._wires[purpose]
+            for wire in [each for each in wires if each.error is not None]:
+                wires.remove(wire)
+                task = asyncio.create_task(wire.aclose())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+            for wire in wires:
+                if wire.sessions < _MOST_SESSIONS:
+                    return wire
+            wire = await Wire.open(self._place)
+            self.opened += 1
+            wires.append(wire)
+            return wire
+
+    async def inlet(self, entity: str, *args: Any, **kwargs: Any) -> Inlet:
+        """As :meth:`.links.Inlet.open`, on a connection for receiving. Raises what the SDK raises."""
+        return await Inlet.open(await self.wire(Purpose.RECEIVING), entity, *args, **kwargs)
+
+    async def outlet(self, entity: str, on_lost: Callable[[BaseException], None]) -> Outlet:
+        """As :meth:`.links.Outlet.open`, on a connection for sending. Raises what the SDK raises."""
+        return await Outlet.open(await self.wire(Purpose.SENDING), entity, on_lost)
+
+    async def manage(
+        self,
+        entity: str,
+        operation: bytes,
+        body: Mapping[str, Any],
+        *,
+        link: Inlet | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """As :meth:`.wire.Wire.manage`, beside the link that it is about. Raises what the SDK raises."""
+        wire = await self.wire(Purpose.ASKING) if link is None else link.wire
+        name = None if link is None else link.name
+        return await wire.manage(entity, operation, body, link=name, timeout=timeout)
+
+    async def aclose(self) -> None:
+        """Disconnect everything; never fails."""
+        wires = [wire for wires in self._wires.values() for wire in wires]
+        for each in self._wires.values():
+            each.clear()
+        await asyncio.gather(*(wire.aclose() for wire in wires), *self._closing)
+        await self._stack.aclose()
+
+
+# --- credentials ---------------------------------------------------------------------------------------
+
+
+@final
+class _Key:
+    """Makes tokens with a shared access key."""
+
+    token_type = TOKEN_TYPE_SASTOKEN
+
+    def __init__(self, name: str, key: str) -> None:
+        self._name = name
+        self._key = key
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        return _generate_sas_token(scopes[0], self._name, self._key, _TOKEN_LIFE)
+
+
+@final
+class _Signature:
+    """A token that was made beforehand."""
+
+    token_type = TOKEN_TYPE_SASTOKEN
+
+    def __init__(self, signature: str) -> None:
+        self._signature = signature
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        from azure.core.credentials import AccessToken
+
+        fields = dict(
+            pair.partition("=")[::2] for pair in self._signature.partition(" ")[2].split("&")
+        )
+        return AccessToken(self._signature, int(fields["se"]))
+
+
+async def _credential(config: AzureConfig, stack: AsyncExitStack) -> Credential:
+    said = config.said
+    if config.auth == "connection_string":
+        assert said is not None, "the configuration was checked"
+        if said.key is not None:
+            return _Key(said.key_name or "", said.key.reveal())
+        assert said.signature is not None, "the configuration was checked"
+        return _Signature(said.signature.reveal())
+    from azure.identity.aio import (
+        ClientSecretCredential,
+        DefaultAzureCredential,
+        ManagedIdentityCredential,
+    )
+
+    credential: Any
+    try:
+        if config.auth == "client_secret":
+            assert config.client_secret is not None, "the configuration was checked"
+            credential = ClientSecretCredential(
+                config.tenant_id or "", config.client_id or "", config.client_secret.reveal()
+            )
+        elif config.auth == "managed_identity":
+            credential = ManagedIdentityCredential(client_id=config.client_id)
+        else:
+            credential = DefaultAzureCredential(managed_identity_client_id=config.client_id)
+    except ValueError as error:
+        raise ConfigurationError(f"auth is {config.auth}: {error}") from safe_cause(error)
+    await stack.enter_async_context(credential)
+    return credential  # type: ignore[no-any-return]

@@ -1,0 +1,223 @@
+"""Looking at stored messages, and taking many at a time to be moved or deleted. On the bridge's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+from azure.servicebus._common.constants import REQUEST_RESPONSE_PEEK_OPERATION
+from azure.servicebus._pyamqp._decode import decode_payload
+
+from queue_runtime.messages import MessageState, PeekedMessage
+
+from .amqp import integer, long
+from .api import AzureApi, mapped
+from .codec import Received, State, decode
+from .errors import Call, from_azure
+from .links import ANY_SESSION, COMPLETED, RELEASED, Arrival, Inlet
+from .lone import is_lone, without_lone_session
+from .sender import Exit
+
+__all__ = ["Catch", "dead_letters_of", "peek", "peeked", "purge"]
+
+_PAGE: Final = 250
+"""Messages asked for in one look; the broker cuts long answers by size anyway."""
+
+_AT_ONCE: Final = 500
+"""Messages taken before they are dealt with."""
+
+_QUIET: Final = 0.3
+"""Seconds without a message after which a queue counts as empty."""
+
+_NEXT_SESSION: Final = 0.5
+"""Seconds to wait for one more session with messages."""
+
+_STATES: Final[dict[State, MessageState]] = {
+    "active": MessageState.READY,
+    "scheduled": MessageState.SCHEDULED,
+    "deferred": MessageState.DELAYED,
+}
+
+_TIMEOUT: Final = b"com.microsoft:timeout"
+
+
+def dead_letters_of(entity: str) -> str:
+    """The path of a queue's dead-letter sub-queue, which has no sessions."""
+    return f"{entity}/$DeadLetterQueue"
+
+
+async def peek(
+    api: AzureApi, entity: str, count: int, after: int = 0, *, dead: bool = False
+) -> list[Received]:
+    """Stored messages in sequence order with a sequence number above ``after``.
+
+    Args:
+        api: The namespace.
+        entity: The queue's path.
+        count: Most messages.
+        after: The last number seen.
+        dead: It is a dead-letter sub-queue.
+
+    Raises:
+        QueueError: The broker refuses, or cannot be reached.
+    """
+    found: list[Received] = []
+    while len(found) < count:
+        body = {
+            "from-sequence-number": long(after + 1),
+            "message-count": integer(min(_PAGE, count - len(found))),
+        }
+        with mapped("peek", entity):
+            answer = await api.manage(entity, REQUEST_RESPONSE_PEEK_OPERATION, body)
+        if not answer or not answer[b"messages"]:
+            break
+        for each in answer[b"messages"]:
+            raw = decode_payload(memoryview(each[b"message"]))
+            received = decode(raw, sessions=api.config.sessions, peeked=True, dead=dead)
+            after = max(after, received.sequence_number)
+            found.append(received)
+    return found
+
+
+def peeked(received: Received, *, dead: bool = False) -> PeekedMessage:
+    """As the ports show it. The broker does not tell what is in flight: it counts as ready."""
+    message = received.message
+    info = received.dead_letter
+    return PeekedMessage(
+        without_lone_session(message) if is_lone(received.session) else message,
+        received.message_id,
+        received.sequence_number,
+        received.enqueued_at,
+        received.delivery_count if info is None or not dead else info.delivery_count,
+        MessageState.DEAD_LETTERED if dead else _STATES[received.state],
+        info,
+    )
+
+
+@final
+class Catch:
+    """Takes messages by one link until there are no more, and then settles them."""
+
+    def __init__(self, api: AzureApi, entity: str) -> None:
+        self._api = api
+        self._entity = entity
+        self._inlet: Inlet
+        self._came: list[Arrival] = []
+        self._news = asyncio.Event()
+        self._error: BaseException | None = None
+
+    async def open(self, session: object = None, wait: float = 0.0) -> bool:
+        """Attach; ``False`` if there is no session to be had."""
+        with mapped("receive", self._entity):
+            try:
+                self._inlet = await self._api.inlet(
+                    self._entity,
+                    self._arrived,
+                    self._lost,
+                    credit=_AT_ONCE,
+                    session=session,
+                    wait=wait,
+                )
+            except Exception as error:
+                if getattr(error, "condition", None) == _TIMEOUT:
+                    return False
+                raise
+        return True
+
+    def _arrived(self, _: Inlet, arrival: Arrival) -> None:
+        self._came.append(arrival)
+        self._news.set()
+
+    def _lost(self, error: BaseException) -> None:
+        self._error = error
+        self._news.set()
+
+    async def take(self, enough: Callable[[Sequence[Arrival]], bool], most: int) -> list[Arrival]:
+        """Messages until there are ``enough``, ``most``, or none for a while.
+
+        Raises:
+            QueueError: The link was lost; what came by it comes again.
+        """
+        taken: list[Arrival] = []
+        while not enough(taken) and len(taken) < most:
+            if self._error is not None:
+                call = Call(operation="receive", queue=self._entity)
+                raise from_azure(self._error, call) from self._error
+            if not self._came:
+                self._news.clear()
+                if self._inlet.credit <= _AT_ONCE // 2:
+                    await self._inlet.set_credit(_AT_ONCE)
+                try:
+                    async with asyncio.timeout(_QUIET):
+                        await self._news.wait()
+                except TimeoutError:
+                    break
+            taken += self._came
+            self._came.clear()
+        return taken
+
+    async def complete(self, arrivals: Sequence[Arrival]) -> None:
+        """Delete messages.
+
+        Raises:
+            QueueError: Of some of them the broker did not confirm it.
+        """
+        futures = await self._inlet.settle([(arrival, COMPLETED) for arrival in arrivals])
+        if not futures:
+            return
+        await asyncio.wait(futures, timeout=self._api.config.operation_timeout)
+        with mapped("delete", self._entity):
+            for future in futures:
+                if not future.done():
+                    future.cancel()
+                    raise TimeoutError("not confirmed in time")
+                future.result()
+
+    async def close(self, rest: Sequence[Arrival] = ()) -> None:
+        """Give back ``rest`` and what came and was not taken; never fails."""
+        await self._inlet.set_credit(0)
+        back = [*rest, *self._came]
+        futures = await self._inlet.settle([(arrival, RELEASED) for arrival in back])
+        if futures:
+            await asyncio.wait(futures, timeout=self._api.config.operation_timeout)
+            for future in futures:
+                if future.done() and not future.cancelled():
+                    future.exception()  # it comes again when its lock expires
+        await self._inlet.aclose()
+
+
+async def purge(api: AzureApi, entity: str) -> int:
+    """Delete every message that waits or is scheduled; how many.
+
+    Raises:
+        QueueError: The broker refuses, or cannot be reached; some may be deleted.
+    """
+    count = await _cancel_scheduled(api, entity)
+    sessions = api.config.sessions
+    while True:
+        catch = Catch(api, entity)
+        if not await catch.open(ANY_SESSION if sessions else None, _NEXT_SESSION):
+            return count
+        try:
+            while arrivals := await catch.take(_never, _AT_ONCE):
+                await catch.complete(arrivals)
+                count += len(arrivals)
+        finally:
+            await catch.close()
+        if not sessions:
+            return count
+
+
+def _never(_: Sequence[Arrival]) -> bool:
+    return False
+
+
+async def _cancel_scheduled(api: AzureApi, entity: str) -> int:
+    out = Exit(api, entity)
+    count = after = 0
+    while page := await peek(api, entity, _PAGE, after):
+        after = page[-1].sequence_number
+        scheduled = [each.sequence_number for each in page if each.state == "scheduled"]
+        count += sum(await out.cancel(scheduled))
+    return count

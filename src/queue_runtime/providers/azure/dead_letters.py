@@ -1,0 +1,183 @@
+"""The dead-letter sub-queue of a queue: looked at, redriven and purged."""
+
+# ruff: noqa: D102 - the methods are documented where they are declared, in queue_runtime.abc
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, final
+
+import attrs
+
+from queue_runtime.abc import DeadLetters
+from queue_runtime.messages import Message, PeekedMessage
+
+from ..asyncio_bridge import AsyncioBridge
+from .api import AzureApi
+from .browsing import Catch, dead_letters_of, peek, peeked
+from .codec import Entry, Extras, Received, decode, digest, encode
+from .links import Arrival
+from .lone import is_lone, with_lone_session, without_lone_session
+from .sender import Exit
+
+__all__ = ["AzureDeadLetters", "Graveyard"]
+
+_MOST: Final = 2_000
+"""Dead letters held at a time: they are put in order, moved, and then come the next."""
+
+_CHUNK: Final = 100
+"""Dead letters sent back before they are deleted: what a failure in between leaves twice."""
+
+
+@final
+@attrs.frozen(eq=False)
+class _Letter:
+    """A dead letter in hand."""
+
+    arrival: Arrival
+    received: Received
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it goes among the redriven: by session, then as it was first sent."""
+        earlier = self.received.earlier.sequence_number
+        here = self.received.enqueued_sequence_number
+        return self.received.session or "", here if earlier is None else earlier
+
+
+@final
+class Graveyard:
+    """The work on a dead-letter sub-queue. On the bridge's loop."""
+
+    def __init__(self, api: AzureApi, entity: str) -> None:
+        self._api = api
+        self._entity = entity
+        self._graves = dead_letters_of(entity)
+        self._exit = Exit(api, entity)
+
+    async def look(self, count: int, after: int) -> list[PeekedMessage]:
+        """Dead letters in sequence order."""
+        found = await peek(self._api, self._graves, count, after, dead=True)
+        return [peeked(received, dead=True) for received in found]
+
+    async def redrive(self, numbers: Collection[int] | None) -> int:
+        """Send them back, confirmed, in each session's order; then delete them here. Return how many."""
+        try:
+            return await self._act(numbers, redrives=True)
+        finally:
+            await self._exit.aclose()
+
+    async def purge(self, numbers: Collection[int] | None) -> int:
+        """Delete them; return how many."""
+        return await self._act(numbers, redrives=False)
+
+    async def _act(self, numbers: Collection[int] | None, *, redrives: bool) -> int:
+        if numbers is not None and not numbers:
+            return 0
+        done = 0
+        while True:
+            there = await self._numbers(numbers)
+            if not there:
+                return done
+            catch = Catch(self._api, self._graves)
+            await catch.open()
+            held: dict[int, _Letter] = {}
+            finished: set[int] = set()
+            try:
+                await self._collect(catch, there, held)
+                chosen = [held[number] for number in held if number in there]
+                chosen.sort(key=lambda letter: letter.place)
+                for start in range(0, len(chosen), _CHUNK):
+                    chunk = chosen[start : start + _CHUNK]
+                    if redrives:
+                        await self._send_back(chunk)
+                    await catch.complete([letter.arrival for letter in chunk])
+                    finished.update(letter.received.sequence_number for letter in chunk)
+            finally:
+                rest = [held[number].arrival for number in held if number not in finished]
+                await catch.close(rest)
+            done += len(finished)
+            if numbers is not None or not finished:
+                return done
+
+    async def _numbers(self, wanted: Collection[int] | None) -> set[int]:
+        """Those of ``wanted`` that are there; at most as many as are held at a time."""
+        there: set[int] = set()
+        after = 0
+        while len(there) < _MOST:
+            page = await peek(self._api, self._graves, _MOST, after, dead=True)
+            if not page:
+                break
+            after = page[-1].sequence_number
+            numbers = {each.sequence_number for each in page}
+            there |= numbers if wanted is None else numbers.intersection(wanted)
+        return there
+
+    async def _collect(self, catch: Catch, there: set[int], held: dict[int, _Letter]) -> None:
+        missing = set(there)
+
+        def enough(arrivals: Sequence[Arrival]) -> bool:
+            for arrival in arrivals[len(held) :]:
+                received = decode(arrival.message, sessions=self._api.config.sessions, dead=True)
+                held[received.sequence_number] = _Letter(arrival, received)
+                missing.discard(received.sequence_number)
+            return not missing
+
+        # What was not asked for lies in between and has to be taken too.
+        enough_and_more: Callable[[Sequence[Arrival]], bool] = enough
+        enough(await catch.take(enough_and_more, 5 * _MOST))
+
+    async def _send_back(self, letters: Sequence[_Letter]) -> None:
+        limit = await self._exit.open()
+        entries = [self._entry(letter.received, limit) for letter in letters]
+        for error in await self._exit.send(await self._exit.prepare(entries)):
+            if error is not None:
+                raise error
+
+    def _entry(self, received: Received, limit: int) -> Entry:
+        message = received.message
+        if is_lone(received.session):
+            message = without_lone_session(message)
+        token = digest("redrive", self._graves, str(received.sequence_number))
+        earlier = received.earlier
+        extras = Extras(
+            message_id=received.message_id,
+            dead_letter=received.dead_letter,
+            enqueued_at=earlier.enqueued_at or received.enqueued_at,
+            sequence_number=earlier.sequence_number or received.enqueued_sequence_number,
+        )
+        entry = encode(
+            _now(message),
+            token,
+            deduplicates=self._api.config.deduplication,
+            extras=extras,
+            max_bytes=limit,
+        )
+        return with_lone_session(entry, token) if self._api.config.sessions else entry
+
+
+def _now(message: Message) -> Message:
+    """The message without its schedule, which it has met."""
+    return attrs.evolve(message, scheduled_at=None)
+
+
+@final
+class AzureDeadLetters(DeadLetters):
+    """The dead letters of one queue. Made by :meth:`.provider.AzureProvider.open_dead_letters`."""
+
+    def __init__(self, bridge: AsyncioBridge, graveyard: Graveyard) -> None:
+        self._bridge = bridge
+        self._graveyard = graveyard
+
+    async def peek(self, max_messages: int, after: int = 0) -> list[PeekedMessage]:
+        return await self._bridge.run(self._graveyard.look, max_messages, after)
+
+    async def redrive(self, sequence_numbers: Collection[int] | None = None) -> int:
+        return await self._bridge.run(self._graveyard.redrive, _as_set(sequence_numbers))
+
+    async def purge(self, sequence_numbers: Collection[int] | None = None) -> int:
+        return await self._bridge.run(self._graveyard.purge, _as_set(sequence_numbers))
+
+
+def _as_set(numbers: Collection[int] | None) -> frozenset[int] | None:
+    return None if numbers is None else frozenset(numbers)

@@ -1,0 +1,399 @@
+"""What one receiver takes in: acceptors that lock sessions while somebody wants them, and a buffer by turns.
+
+On the bridge's loop. A receive that is cancelled leaves at once and takes nothing along; what it had asked for is
+given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, final
+
+import attrs
+
+from queue_runtime.errors import QueueError
+
+from .api import AzureApi
+from .errors import Call, from_azure, safe_cause
+from .links import ANY_SESSION, Arrival
+from .sources import LockClock, PlainSource, SessionSource, Source, Work
+
+__all__ = ["Intake", "Take"]
+
+_KEPT: Final = 0.2
+"""Seconds that what nobody waits for is kept for whoever just got something, or only had a look."""
+
+_GLANCE: Final = 0.05
+"""Seconds that a look without a timeout takes: the broker has to be asked first."""
+
+_EMPTY: Final = 1.0
+"""Seconds after which a session that nobody holds is given back if nothing came of it."""
+
+_LATE: Final = 0.25
+"""Part of a lock's duration by which the broker may be late to tell that a lock is over."""
+
+_TIMEOUT: Final = b"com.microsoft:timeout"
+"""Says that there is no session to be had: the acceptor asks again."""
+
+
+@final
+@attrs.frozen(eq=False)
+class Take:
+    """Messages of one source that were handed out together.
+
+    Args:
+        source: Where they came from.
+        arrivals: The messages, at least one.
+    """
+
+    source: SessionSource | PlainSource
+    arrivals: Sequence[Arrival]
+
+
+@final
+class Intake:
+    """One queue read by one receiver.
+
+    Args:
+        api: The namespace.
+        entity: The queue's path.
+        sessions: Whether the queue has sessions.
+        auto_accept: Lock sessions unasked while somebody receives.
+        max_sessions: Most sessions locked at once.
+        max_per_session: Most unsettled messages of a session.
+        on_lost: Called with a leased session and the reason when its lock is lost.
+    """
+
+    def __init__(
+        self,
+        api: AzureApi,
+        entity: str,
+        *,
+        sessions: bool,
+        auto_accept: bool,
+        max_sessions: int,
+        max_per_session: int,
+        on_lost: Callable[[SessionSource, QueueError], None],
+    ) -> None:
+        config = api.config
+        self.api = api
+        self.entity = entity
+        self.max_per_session = max_per_session
+        self.patience = config.operation_timeout
+        self.locks = LockClock(config.lock_duration)
+        self._plain = None if sessions else PlainSource(self)
+        self._prefetch = config.prefetch
+        self._auto_accept = auto_accept
+        self._acceptors = config.acceptors
+        # What the broker grants at the end of a wait counts from its beginning: most of the lock must be left.
+        self._wait = min(config.accept_wait, config.lock_duration / 4)
+        self._max_sessions = min(max_sessions, config.max_sessions)
+        self._on_lost = on_lost
+        self._sessions: dict[SessionSource, None] = {}
+        self._ready: deque[SessionSource | PlainSource] = deque()
+        self._accepting: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sleepers: set[asyncio.Future[None]] = set()
+        self._wanted: set[object] = set()
+        self._error: Exception | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- what sources tell -------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something on the side; :meth:`aclose` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def arrived(self, source: SessionSource | PlainSource) -> None:
+        """Something came that can be taken."""
+        if source not in self._ready:
+            self._ready.append(source)
+        self.changed()
+
+    def changed(self) -> None:
+        """Wake everybody who waits."""
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+    def forget(self, source: SessionSource) -> None:
+        """A session was given back."""
+        self._sessions.pop(source, None)
+        self.changed()
+
+    def lost(self, source: SessionSource, error: BaseException) -> None:
+        """A session's lock or link is gone."""
+        self.forget(source)
+        if source.is_leased:
+            call = Call(operation="hold session", queue=self.entity)
+            self._on_lost(source, from_azure(error, call))
+
+    def failed(self, error: Exception | BaseException) -> None:
+        """Asking for messages failed: who waits for them is told."""
+        if isinstance(error, Exception):
+            self._error = error
+            self.changed()
+
+    # --- taking ------------------------------------------------------------------------------------
+
+    async def receive(self, count: int, timeout: float) -> list[Take]:
+        """At most ``count`` messages as soon as there are any; nothing at the timeout.
+
+        Raises:
+            QueueError: The broker refuses, or cannot be reached.
+        """
+        me = object()
+        deadline = time.monotonic() + max(timeout, _GLANCE)
+        comes_back = timeout < _GLANCE
+        self._begin(me)
+        try:
+            while not self._closed:
+                if self._plain is not None:
+                    self._plain.want(max(self._prefetch, count))
+                elif self._auto_accept:
+                    self._start_acceptors()
+                taken = self._take(count)
+                if taken:
+                    comes_back = True
+                    return taken
+                self._raise_failure("receive")
+                if not await self._sleep(deadline):
+                    return []
+            return []
+        finally:
+            self._end(me, comes_back=comes_back)
+
+    async def accept(self, timeout: float) -> SessionSource | None:
+        """Lock the next session that has messages; ``None`` at the timeout.
+
+        Raises:
+            QueueError: The broker refuses, or cannot be reached.
+        """
+        me = object()
+        deadline = time.monotonic() + max(timeout, _GLANCE)
+        self._begin(me)
+        try:
+            while not self._closed:
+                for source in self._sessions:
+                    if not source.is_leased:
+                        source.is_leased = True
+                        return source
+                self._raise_failure("accept session")
+                self._start_acceptors()
+                if not await self._sleep(deadline):
+                    return None
+            return None
+        finally:
+            self._end(me, comes_back=False)
+
+    async def accept_named(self, session: str) -> SessionSource:
+        """Lock one session.
+
+        Raises:
+            QueueError: Somebody holds it; the broker refuses, or cannot be reached.
+        """
+        try:
+            source = await SessionSource.open(self, session, 0.0)
+        except Exception as error:
+            call = Call(operation="accept session", queue=self.entity)
+            raise from_azure(error, call) from safe_cause(error)
+        source.is_leased = True
+        self._add(source)
+        return source
+
+    def _begin(self, me: object) -> None:
+        self._wanted.add(me)
+        self._error = None
+        if self._sweeper is None:
+            self._sweeper = self.spawn(self._sweep())
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def _end(self, me: object, *, comes_back: bool) -> None:
+        self._wanted.discard(me)
+        if self._wanted or self._closed:
+            return
+        if comes_back:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(_KEPT, lambda: self.spawn(self._idle()))
+        else:
+            self.spawn(self._idle())
+
+    async def _sleep(self, deadline: float) -> bool:
+        """Wait until something changed; ``False`` when the time is over."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        sleeper = asyncio.get_running_loop().create_future()
+        self._sleepers.add(sleeper)
+        try:
+            await asyncio.wait((sleeper,), timeout=left)
+        finally:
+            self._sleepers.discard(sleeper)
+        return True
+
+    def _raise_failure(self, operation: str) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise from_azure(error, Call(operation=operation, queue=self.entity)) from safe_cause(
+                error
+            )
+
+    def _take(self, count: int) -> list[Take]:
+        """What is there, sessions by turns."""
+        ready = [source for source in self._ready if source.is_ready and self._may_take(source)]
+        taken: list[Take] = []
+        for position, source in enumerate(ready):
+            if count <= 0:
+                break
+            share = -(-count // (len(ready) - position))
+            self._ready.remove(source)
+            arrivals = source.take(share)
+            count -= len(arrivals)
+            if source.is_ready:
+                self._ready.append(source)
+            if isinstance(source, SessionSource):
+                source.is_leased = True
+            taken.append(Take(source, arrivals))
+        for source in [source for source in self._ready if not source.is_ready]:
+            self._ready.remove(source)
+        return taken
+
+    def _may_take(self, source: Source) -> bool:
+        return not isinstance(source, SessionSource) or source.is_leased or self._auto_accept
+
+    # --- accepting ---------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        held = sum(1 for source in self._sessions if not source.is_parked)
+        return self._max_sessions - held - len(self._accepting)
+
+    def _start_acceptors(self) -> None:
+        """As many as there may be: not more than are wanted, nor than there is room for."""
+        unleased = sum(1 for source in self._sessions if not source.is_leased)
+        spare = self._acceptors - len(self._accepting) - unleased
+        for _ in range(min(spare, self._room())):
+            task = self.spawn(self._accept())
+            self._accepting.add(task)
+
+    async def _accept(self) -> None:
+        task = asyncio.current_task()
+        try:
+            source = await SessionSource.open(self, ANY_SESSION, self._wait)
+        except Exception as error:
+            if getattr(error, "condition", None) != _TIMEOUT:
+                self.failed(error)
+            return
+        finally:
+            self._accepting.discard(task)
+            self.changed()  # whoever still waits asks again
+        self._add(source)
+
+    def _add(self, source: SessionSource) -> None:
+        if source.inlet.error is not None:
+            source._lost(source.inlet.error)
+            return
+        self._sessions[source] = None
+        if source.is_ready:
+            self.arrived(source)
+        self.changed()
+
+    async def _sweep(self) -> None:
+        """Give up sessions whose locks are over without a word, and those that turned out to be empty."""
+        while not self._closed:
+            await asyncio.sleep(min(1.0, self.locks.duration / 10))
+            if self._plain is not None:
+                self._plain.sweep()
+            now = time.monotonic()
+            for source in list(self._sessions):
+                if now > source.expires + _LATE * self.locks.duration:
+                    source.give_up()
+                elif (
+                    not source.is_leased and not source.buffer and now > source.granted_at + _EMPTY
+                ):
+                    source.withdraw()
+
+    async def _idle(self) -> None:
+        """Nobody waits: ask for nothing more, and let others have what nobody took."""
+        if self._wanted:
+            return
+        accepting = self._stop_accepting()
+        for source in [source for source in self._sessions if not source.is_leased]:
+            source.withdraw()
+        if self._plain is not None:
+            await self._plain.idle()
+        await accepting
+
+    def _stop_accepting(self) -> Awaitable[object]:
+        """Cancel the acceptors; what this returns waits for them."""
+        accepting = list(self._accepting)
+        for task in accepting:
+            task.cancel()
+        return asyncio.gather(*accepting, return_exceptions=True)
+
+    # --- settling ----------------------------------------------------------------------------------
+
+    async def settle(
+        self, works: Sequence[tuple[SessionSource | PlainSource, Work]]
+    ) -> list[QueueError | None]:
+        """Settle messages, those of a source in order; for each ``None`` when confirmed, or why not."""
+        groups: dict[SessionSource | PlainSource, list[Work]] = {}
+        for source, work in works:
+            groups.setdefault(source, []).append(work)
+        answers: dict[Work, QueueError | None] = {}
+        said = await asyncio.gather(*(source.settle(group) for source, group in groups.items()))
+        for group, each in zip(groups.values(), said, strict=True):
+            answers.update(zip(group, each, strict=True))
+        return [answers[work] for _, work in works]
+
+    async def renew(
+        self, sessions: Sequence[SessionSource], messages: Sequence[Arrival]
+    ) -> tuple[list[QueueError | None], list[QueueError | None]]:
+        """Renew locks of sessions and of messages; for each ``None``, or why not."""
+        plain = self._plain
+        of_sessions = asyncio.gather(*(source.renew() for source in sessions))
+        of_messages = [] if plain is None else await plain.renew(messages)
+        return list(await of_sessions), of_messages
+
+    async def release(
+        self, sessions: Sequence[SessionSource], works: Sequence[Work]
+    ) -> list[QueueError | None]:
+        """Give back sessions, and messages without one; what became of the messages."""
+        closing = asyncio.gather(*(source.release() for source in sessions))
+        answers = [] if self._plain is None else await self._plain.settle(works)
+        await closing
+        return answers
+
+    @property
+    def plain(self) -> PlainSource | None:
+        """The source of a queue without sessions."""
+        return self._plain
+
+    # --- closing -----------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Give everything back; whoever waits is woken and gets nothing."""
+        self._closed = True
+        self.changed()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        await self._stop_accepting()
+        sources = list(self._sessions)
+        await asyncio.gather(*(source.close(at_once=True) for source in sources))
+        if self._plain is not None:
+            await self._plain.close()
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

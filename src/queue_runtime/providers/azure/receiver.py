@@ -1,0 +1,471 @@
+"""Reading a queue under leases: trio's side of it. One crossing to the bridge's loop per call."""
+
+# ruff: noqa: D102 - the methods are documented where they are declared, in queue_runtime.abc
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Final, final
+
+import attrs
+import trio
+
+from queue_runtime.abc import Lease, Receiver, ReceiverOptions
+from queue_runtime.errors import LockLost, QueueError, Unsupported, ValidationError
+from queue_runtime.messages import Delivery, SessionId, Settlement, SettlementAction
+
+from ..asyncio_bridge import AsyncioBridge
+from .api import AzureApi, mapped
+from .codec import Received, dead_letter_words, decode, decode_id, encode_id
+from .holds import Flight, FlightState, Hold, invalid_receipt, lock_lost
+from .intake import Intake, Take
+from .lone import is_lone, without_lone_session
+from .sources import PlainSource, SessionSource, Work
+
+__all__ = ["MALFORMED", "AzureReceiver"]
+
+MALFORMED: Final = "MalformedEnvelope"
+"""Dead-letter reason of a message whose property of ours is not what we write."""
+
+_MOST_UNSETTLED: Final = 5_000
+"""Most messages of a session that may be unsettled, whatever was asked for: what an AMQP window holds."""
+
+
+@final
+class AzureReceiver(Receiver):
+    """Reads one queue. Made by :meth:`.provider.AzureProvider.open_receiver`."""
+
+    @classmethod
+    async def open(
+        cls,
+        bridge: AsyncioBridge,
+        api: AzureApi,
+        entity: str,
+        options: ReceiverOptions,
+        closed: Callable[[AzureReceiver], None],
+    ) -> AzureReceiver:
+        """Made on trio's side; its intake on the loop's."""
+        receiver = cls(bridge, api, entity, closed)
+
+        def tell(source: SessionSource, error: QueueError) -> None:
+            bridge.post(receiver._source_lost, source, error)
+
+        async def make() -> Intake:
+            return Intake(
+                api,
+                entity,
+                sessions=api.config.sessions,
+                auto_accept=options.auto_accept,
+                max_sessions=options.max_sessions,
+                max_per_session=min(options.max_per_session, _MOST_UNSETTLED),
+                on_lost=tell,
+            )
+
+        receiver._intake = await bridge.run(make)
+        return receiver
+
+    def __init__(
+        self,
+        bridge: AsyncioBridge,
+        api: AzureApi,
+        entity: str,
+        closed: Callable[[AzureReceiver], None],
+    ) -> None:
+        config = api.config
+        self.provider_name = "azure"
+        self.lock_duration = config.lock_duration
+        self.max_delivery_count = config.max_delivery_count
+        self._bridge = bridge
+        self._entity = entity
+        self._has_sessions = config.sessions
+        self._when_closed = closed
+        self._intake: Intake
+        self._closed = False
+        self._was_closed = trio.Event()
+        self._sessions: dict[SessionSource, Hold] = {}
+        self._singles: dict[Hold, None] = {}
+
+    # --- receiving ---------------------------------------------------------------------------------
+
+    async def receive(self, max_messages: int, timeout: float) -> list[Delivery]:
+        if max_messages < 1:
+            raise ValidationError(f"max_messages is {max_messages}: ask for at least 1")
+        self._check_open()
+        deadline = trio.current_time() + timeout
+        while True:
+            left = max(0.0, deadline - trio.current_time())
+            takes = await self._bridge.run(self._intake.receive, max_messages, left)
+            if self._closed:
+                self._check_open()  # what was taken is given back by closing
+            deliveries, broken = self._deliveries(takes)
+            if broken:
+                deliveries = await self._without(broken, deliveries)
+            if deliveries or not takes:
+                return deliveries
+
+    def _deliveries(
+        self, takes: Sequence[Take]
+    ) -> tuple[list[Delivery], list[tuple[Delivery, str]]]:
+        """Leases and deliveries for what was taken; and those that say something that cannot be."""
+        self.lock_duration = self._intake.locks.duration
+        deliveries: list[Delivery] = []
+        broken: list[tuple[Delivery, str]] = []
+        for take in takes:
+            if isinstance(take.source, SessionSource) and take.source.is_disowned:
+                continue  # it was on its way when the lease was lost, and returns with the link
+            for arrival in take.arrivals:
+                received = decode(arrival.message, sessions=self._has_sessions)
+                hold = self._hold_for(take.source, received, arrival.tag)
+                if is_lone(received.session):
+                    received = attrs.evolve(
+                        received, message=without_lone_session(received.message)
+                    )
+                flight = hold.add(arrival)
+                delivery = _delivery(received, flight, hold.lease)
+                deliveries.append(delivery)
+                if received.malformed is not None:
+                    broken.append((delivery, received.malformed))
+        return deliveries, broken
+
+    def _hold_for(
+        self, source: SessionSource | PlainSource, received: Received, tag: bytes
+    ) -> Hold:
+        if isinstance(source, SessionSource):
+            hold = self._sessions.get(source)
+            if hold is None:
+                hold = self._new_session(source, received.message.session_id)
+            return hold
+        asked_at = _trio_time(source.locked_at.get(tag, time.monotonic()))
+        hold = Hold(
+            self, source, None, asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration)
+        )
+        self._singles[hold] = None
+        return hold
+
+    def _new_session(self, source: SessionSource, session_id: SessionId | None) -> Hold:
+        asked_at = _trio_time(source.asked_at)
+        name = None if is_lone(source.session_id) else session_id
+        hold = Hold(
+            self, source, name, asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration)
+        )
+        self._sessions[source] = hold
+        return hold
+
+    async def _without(
+        self, broken: Sequence[tuple[Delivery, str]], deliveries: list[Delivery]
+    ) -> list[Delivery]:
+        """Bury what cannot be read; where that is impossible it is delivered as far as it can be."""
+        settlements = [
+            Settlement(
+                delivery, SettlementAction.DEAD_LETTER, reason=MALFORMED, description=description
+            )
+            for delivery, description in broken
+        ]
+        answers: Sequence[QueueError | None]
+        with trio.CancelScope(shield=True):
+            try:
+                answers = await self.settle(settlements)
+            except QueueError as error:
+                answers = [error] * len(settlements)
+        buried = {
+            id(settlement.delivery)
+            for settlement, answer in zip(settlements, answers, strict=True)
+            if answer is None
+        }
+        return [delivery for delivery in deliveries if id(delivery) not in buried]
+
+    async def accept(self, session_id: SessionId | None, timeout: float) -> Lease | None:
+        self._check_open()
+        if not self._has_sessions:
+            raise Unsupported(
+                "sessions",
+                self.provider_name,
+                "use a queue that requires sessions, and sessions=true",
+            )
+        source: SessionSource | None
+        if session_id is None:
+            source = await self._bridge.run(self._intake.accept, timeout)
+            self._check_open()
+            if source is None:
+                return None
+        else:
+            wire_id = encode_id(session_id)
+            source = await self._bridge.run(self._intake.accept_named, wire_id)
+            self._check_open()
+        self.lock_duration = self._intake.locks.duration
+        name = session_id if session_id is not None else decode_id(source.session_id)
+        return self._new_session(source, name).lease
+
+    # --- settling ----------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[QueueError | None]:
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        answers: list[QueueError | None] = [None] * len(settlements)
+        taken: list[tuple[int, Hold, Flight, Work]] = []
+        now = trio.current_time()
+        for number, settlement in enumerate(settlements):
+            found = self._find(settlement, now)
+            if isinstance(found, QueueError):
+                answers[number] = found
+            else:
+                hold, flight = found
+                flight.state = FlightState.SETTLING
+                taken.append((number, hold, flight, self._work(settlement, flight)))
+        if not taken:
+            await trio.lowlevel.checkpoint()
+            return answers
+        said: Sequence[QueueError | None] | None = None
+        try:
+            said = await self._bridge.run(
+                self._intake.settle, [(hold.source, work) for _, hold, _, work in taken]
+            )
+        finally:
+            # Whatever has no answer may or may not have happened, and can be tried again.
+            for position, (number, hold, flight, _) in enumerate(taken):
+                answer = None if said is None else said[position]
+                over = said is not None and (answer is None or isinstance(answer, LockLost))
+                hold.conclude(flight, over=over)
+                if isinstance(answer, LockLost):
+                    answer = self._lose(hold)
+                elif over and hold.is_alone:
+                    self._end_alone(hold)
+                answers[number] = answer
+        return answers
+
+    def _find(self, settlement: Settlement, now: float) -> tuple[Hold, Flight] | QueueError:
+        """The message in flight that a settlement is about; or the refusal."""
+        delivery = settlement.delivery
+        hold = delivery.lease.provider_data
+        if not isinstance(hold, Hold) or hold.owner is not self:
+            return invalid_receipt(settlement)
+        flight = hold.flights.get(delivery.receipt)
+        if flight is None or flight.state is not FlightState.HELD:
+            if hold.lease.lost is not None:
+                return lock_lost(hold.lease)
+            return invalid_receipt(settlement)
+        if not hold.is_live(now):
+            self._lose(hold)
+            return lock_lost(hold.lease)
+        if settlement.halt:
+            return Unsupported("session_halt", self.provider_name)
+        return hold, flight
+
+    def _work(self, settlement: Settlement, flight: Flight) -> Work:
+        if settlement.action is not SettlementAction.DEAD_LETTER:
+            delay = settlement.delay if settlement.action is SettlementAction.ABANDON else 0.0
+            return Work(flight.arrival, settlement.action, delay)
+        delivery = settlement.delivery
+        before = delivery.dead_letter
+        reason, description = dead_letter_words(
+            settlement.reason,
+            settlement.description,
+            at=datetime.now(UTC),
+            first_failed_at=None if before is None else before.first_failed_at,
+            delivery_count=delivery.delivery_count,
+        )
+        return Work(flight.arrival, settlement.action, reason=reason, description=description)
+
+    def _end_alone(self, hold: Hold) -> None:
+        """The lock of a message without a session ends with its settlement."""
+        self._singles.pop(hold, None)
+        if isinstance(hold.source, SessionSource):
+            # Its session was made for it alone.
+            self._sessions.pop(hold.source, None)
+            hold.lease.released = True
+            with suppress(QueueError, trio.ClosedResourceError):
+                self._bridge.start(hold.source.release)
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    async def renew(self, leases: Sequence[Lease]) -> list[QueueError | None]:
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        now = trio.current_time()
+        answers: list[QueueError | None] = [None] * len(leases)
+        sessions: list[tuple[int, Hold, SessionSource]] = []
+        singles: list[tuple[int, Hold, PlainSource, Flight]] = []
+        for number, lease in enumerate(leases):
+            hold = self._held(lease)
+            if hold is None:
+                answers[number] = lock_lost(lease)
+            elif not hold.is_live(now):
+                answers[number] = self._lose(hold)
+            elif isinstance(hold.source, SessionSource):
+                sessions.append((number, hold, hold.source))
+            else:
+                [flight] = hold.flights.values()
+                singles.append((number, hold, hold.source, flight))
+        if not sessions and not singles:
+            await trio.lowlevel.checkpoint()
+            return answers
+        asked_at = trio.current_time()
+        of_sessions, of_messages = await self._bridge.run(
+            self._intake.renew,
+            [source for *_, source in sessions],
+            [flight.arrival for *_, flight in singles],
+        )
+        self.lock_duration = self._intake.locks.duration
+        said = [
+            *zip([(number, hold) for number, hold, _ in sessions], of_sessions, strict=True),
+            *zip([(number, hold) for number, hold, *_ in singles], of_messages, strict=True),
+        ]
+        for (number, hold), error in said:
+            answers[number] = self._renewed(hold, error, asked_at)
+        return answers
+
+    def _renewed(self, hold: Hold, error: QueueError | None, asked_at: float) -> QueueError | None:
+        if isinstance(error, LockLost):
+            if hold.is_alone and not hold.unsettled():
+                return lock_lost(hold.lease)  # it ended with its settlement meanwhile
+            return self._lose(hold)
+        if error is not None:
+            return error
+        if hold.lease.lost is not None or self._held(hold.lease) is None:
+            return lock_lost(hold.lease)
+        hold.renewed(asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration))
+        return None
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        holds = {hold: None for lease in leases if (hold := self._held(lease)) is not None}
+        if not holds:
+            await trio.lowlevel.checkpoint()
+            return
+        await self._release(holds)
+
+    async def _release(self, holds: Iterable[Hold]) -> None:
+        sessions: list[SessionSource] = []
+        works: list[Work] = []
+        for hold in holds:
+            self._drop(hold)
+            if isinstance(hold.source, SessionSource):
+                sessions.append(hold.source)
+            else:
+                works += [
+                    Work(flight.arrival, SettlementAction.RELEASE) for flight in hold.unsettled()
+                ]
+            for flight in hold.unsettled():
+                hold.conclude(flight, over=True)
+        # Begun, it goes through: half given back would be held by nobody.
+        with trio.CancelScope(shield=True):
+            for error in await self._bridge.run(self._intake.release, sessions, works):
+                if error is not None and not isinstance(error, LockLost):
+                    raise error
+
+    async def get_state(self, lease: Lease) -> bytes | None:
+        source = await self._fenced(lease)
+        try:
+            return await self._bridge.run(self._get_state, source)
+        except LockLost:
+            raise self._lose_lease(lease) from None
+
+    async def set_state(self, lease: Lease, state: bytes | None) -> None:
+        source = await self._fenced(lease)
+        try:
+            await self._bridge.run(self._set_state, source, state)
+        except LockLost:
+            raise self._lose_lease(lease) from None
+
+    async def _get_state(self, source: SessionSource) -> bytes | None:
+        with mapped("get session state", self._entity):
+            return await source.get_state()
+
+    async def _set_state(self, source: SessionSource, state: bytes | None) -> None:
+        with mapped("set session state", self._entity):
+            await source.set_state(state)
+
+    async def _fenced(self, lease: Lease) -> SessionSource:
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._has_sessions:
+            raise Unsupported("session_state", self.provider_name, "use a queue with sessions")
+        hold = self._held(lease)
+        if hold is None or not isinstance(hold.source, SessionSource):
+            raise lock_lost(lease)
+        if not hold.is_live(trio.current_time()):
+            raise self._lose(hold)
+        return hold.source
+
+    def _held(self, lease: Lease) -> Hold | None:
+        hold = lease.provider_data
+        if not isinstance(hold, Hold):
+            return None
+        if isinstance(hold.source, SessionSource):
+            return hold if self._sessions.get(hold.source) is hold else None
+        return hold if hold in self._singles else None
+
+    def _drop(self, hold: Hold) -> None:
+        """Forget a lease, which is over."""
+        self._singles.pop(hold, None)
+        if isinstance(hold.source, SessionSource):
+            self._sessions.pop(hold.source, None)
+
+    def _lose_lease(self, lease: Lease) -> LockLost:
+        hold = self._held(lease)
+        return lock_lost(lease) if hold is None else self._lose(hold)
+
+    def _lose(self, hold: Hold) -> LockLost:
+        """The lock is over: tell the lease's holder, unless it gave the lock back itself."""
+        error = lock_lost(hold.lease)
+        if self._held(hold.lease) is not None:
+            self._drop(hold)
+            if isinstance(hold.source, SessionSource):
+                hold.source.is_disowned = True
+            hold.lease.lose(error)
+        return error
+
+    def _source_lost(self, source: SessionSource, error: QueueError) -> None:
+        """The broker took a session away, or its connection is gone."""
+        hold = self._sessions.get(source)
+        if hold is not None:
+            lost = lock_lost(hold.lease)
+            lost.__cause__ = error
+            self._drop(hold)
+            hold.lease.lose(lost)
+
+    # --- closing -----------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError(f"the receiver of queue {self._entity} is closed")
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True):
+            if not self._closed:
+                self._closed = True
+                try:
+                    # What cannot be given back comes again when its lock expires.
+                    with suppress(QueueError, trio.ClosedResourceError):
+                        await self._bridge.run(self._intake.aclose)
+                finally:
+                    self._was_closed.set()
+                    self._when_closed(self)
+            await self._was_closed.wait()
+        await trio.lowlevel.checkpoint()
+
+
+def _delivery(received: Received, flight: Flight, lease: Lease) -> Delivery:
+    return Delivery(
+        received.message,
+        received.message_id,
+        flight.receipt,
+        lease,
+        received.delivery_count,
+        received.enqueued_at,
+        received.sequence_number,
+        received.dead_letter,
+    )
+
+
+def _trio_time(monotonic: float) -> float:
+    """A moment by ``time.monotonic()`` as trio's clock counts."""
+    return trio.current_time() - (time.monotonic() - monotonic)
+
+
+def _expiry(asked_at: float, lock_duration: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=asked_at + lock_duration - trio.current_time())

@@ -1,0 +1,400 @@
+"""Sending to one queue."""
+
+# ruff: noqa: D102 - the methods are documented where they are declared, in queue_runtime.abc
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from typing import Final, final
+
+import attrs
+import trio
+from azure.servicebus._common.constants import (
+    REQUEST_RESPONSE_CANCEL_SCHEDULED_MESSAGE_OPERATION,
+    REQUEST_RESPONSE_SCHEDULE_MESSAGE_OPERATION,
+)
+
+from queue_runtime.abc import Sender
+from queue_runtime.errors import (
+    BatchTooLarge,
+    MessageTooLarge,
+    ProviderError,
+    QueueError,
+    Unsupported,
+)
+from queue_runtime.messages import Message, SendResult
+
+from ..asyncio_bridge import AsyncioBridge
+from .amqp import array, long
+from .api import AzureApi, mapped
+from .codec import NOTHING_MORE, Entry, Extras, encode, identity, in_batch
+from .links import Outlet
+from .lone import with_lone_session
+from .outgoing import as_batch, as_message, encoded
+
+__all__ = ["MAX_BATCH", "AzureSender", "Exit", "Outgoing"]
+
+MAX_BATCH: Final = 1_000
+"""Most messages in one call; they travel in as few transfers as their size allows."""
+
+_MOST_IN_TRANSFER: Final = 500
+"""Most messages of one transfer; Service Bus takes 4,500."""
+
+_ENVELOPE: Final = 400
+"""Bytes of a transfer's own, above its messages."""
+
+_WINDOW: Final = 32
+"""Transfers under way at once; the SDK's engine looks through all of them at every answer."""
+
+_REMEMBERED: Final = 600.0
+"""Seconds for which a message of unknown fate may be sent again as the same; queues detect duplicates for as long
+by default."""
+
+_MOST_REMEMBERED: Final = 10_000
+"""Messages of unknown fate remembered at most."""
+
+_LEAST_LEAD: Final = 0.0
+"""A message due no later than this many seconds from now is sent as any other."""
+
+
+@final
+@attrs.frozen(eq=False)
+class Outgoing:
+    """A message on its way.
+
+    Args:
+        entry: Its fields.
+        payload: All of it, encoded.
+    """
+
+    entry: Entry
+    payload: bytes
+
+
+@final
+class Exit:
+    """Sends to one queue by a link that is opened when needed. On the bridge's loop."""
+
+    def __init__(self, api: AzureApi, entity: str) -> None:
+        self._api = api
+        self._entity = entity
+        self._outlet: Outlet | None = None
+        self._lock = asyncio.Lock()
+        self._window = asyncio.Semaphore(_WINDOW)
+        self._timeout = api.config.operation_timeout
+
+    async def open(self) -> int:
+        """Have a link; the largest message it takes, in bytes.
+
+        Raises:
+            QueueError: The broker refuses, or cannot be reached.
+        """
+        async with self._lock:
+            if self._outlet is None or self._outlet.error is not None:
+                with mapped("open sender", self._entity):
+                    self._outlet = await self._api.outlet(self._entity, _ignore)
+        limit = self._api.config.max_message_bytes
+        return min(limit, self._outlet.max_message_size or limit)
+
+    async def prepare(self, entries: Sequence[Entry]) -> list[Outgoing]:
+        """Encode messages.
+
+        Raises:
+            MessageTooLarge: One exceeds what the queue takes.
+            QueueError: As :meth:`open`.
+        """
+        limit = await self.open()
+        prepared = []
+        for entry in entries:
+            with mapped("send", self._entity):
+                payload = encoded(as_message(entry))
+            if len(payload) > limit:
+                raise MessageTooLarge(len(payload), limit)
+            prepared.append(Outgoing(entry, payload))
+        return prepared
+
+    async def send(self, messages: Sequence[Outgoing]) -> list[QueueError | None]:
+        """Send in order; for each ``None`` when it is stored, or why not. After a failure nothing more is sent."""
+        answers: list[QueueError | None] = [None] * len(messages)
+        position = 0
+        for group in _groups(messages, await self.open() - _ENVELOPE):
+            try:
+                await self._transfer(group)
+            except QueueError as error:
+                answers[position : position + len(group)] = [error] * len(group)
+                rest = position + len(group)
+                answers[rest:] = [_held_back(error)] * (len(messages) - rest)
+                return answers
+            position += len(group)
+        return answers
+
+    async def _transfer(self, group: Sequence[Outgoing]) -> None:
+        single = len(group) == 1
+        message = (
+            as_message(group[0].entry)
+            if single
+            else as_batch([each.payload for each in group], group[0].entry)
+        )
+        size = sum(len(each.payload) for each in group)
+        async with self._window:
+            await self.open()
+            outlet = self._outlet
+            assert outlet is not None, "it was opened"
+            with mapped("send", self._entity, size if single else 0):
+                async with asyncio.timeout(self._timeout):
+                    await (await outlet.send(message, self._timeout))
+
+    async def schedule(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Leave messages for later; their sequence numbers.
+
+        Raises:
+            QueueError: Nothing was stored, or nobody knows.
+        """
+        body = {
+            "messages": [
+                {
+                    "message-id": each.entry["message_id"],
+                    "message": bytearray(each.payload),
+                    **(
+                        {"session-id": each.entry["session_id"]}
+                        if "session_id" in each.entry
+                        else {}
+                    ),
+                }
+                for each in messages
+            ]
+        }
+        with mapped("schedule", self._entity):
+            answer = await self._api.manage(
+                self._entity, REQUEST_RESPONSE_SCHEDULE_MESSAGE_OPERATION, body
+            )
+            return [int(number) for number in answer[b"sequence-numbers"]]
+
+    async def cancel(self, numbers: Sequence[int]) -> list[bool]:
+        """Take back scheduled messages; for each, whether it was still waiting.
+
+        Raises:
+            QueueError: Some may have been taken back.
+        """
+        return list(await asyncio.gather(*(self._cancel(number) for number in numbers)))
+
+    async def _cancel(self, number: int) -> bool:
+        body = {"sequence-numbers": array([long(number)])}
+        try:
+            await self._api.manage(
+                self._entity, REQUEST_RESPONSE_CANCEL_SCHEDULED_MESSAGE_OPERATION, body
+            )
+        except Exception as error:
+            if getattr(error, "status", None) == 404 and _is_about_message(error):
+                return False
+            with mapped("cancel scheduled", self._entity):
+                raise
+        return True
+
+    async def aclose(self) -> None:
+        """Close the link; never fails."""
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            await outlet.aclose()
+
+
+def _is_about_message(error: Exception) -> bool:
+    condition = getattr(error, "condition", None) or b""
+    return b"message-not-found" in (
+        condition if isinstance(condition, bytes) else str(condition).encode()
+    )
+
+
+def _ignore(_: BaseException) -> None:
+    """The link is opened again when needed."""
+
+
+def _groups(messages: Sequence[Outgoing], most_bytes: int) -> Iterator[list[Outgoing]]:
+    """Runs of messages that fit into one transfer."""
+    group: list[Outgoing] = []
+    size = 0
+    for message in messages:
+        own = in_batch(len(message.payload))
+        if group and (size + own > most_bytes or len(group) == _MOST_IN_TRANSFER):
+            yield group
+            group, size = [], 0
+        group.append(message)
+        size += own
+    if group:
+        yield group
+
+
+def _held_back(before: QueueError) -> QueueError:
+    error = ProviderError(
+        f"not tried, to keep the order: a message before it was not stored: {before}",
+        code="HeldBack",
+        transient=before.is_transient,
+        retry_after=before.retry_after,
+    )
+    error.__cause__ = before
+    return error
+
+
+@final
+class _Doubtful:
+    """Tokens of messages of which it is unknown whether they were stored, for when they are sent again.
+
+    Where the queue detects duplicates, the same token makes that harmless. The messages are told apart as objects:
+    two equal ones are two messages.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, tuple[Message, float, list[str]]] = {}
+        # A random id for each would be a system call for each.
+        self._prefix = secrets.token_hex(12)
+        self._numbers = count(1)
+
+    def token(self, message: Message) -> str:
+        """The token of an earlier try of this object, or a new one."""
+        if self._tokens:
+            _, until, tokens = self._tokens.get(id(message), (None, 0.0, []))
+            if tokens and trio.current_time() < until:
+                token = tokens.pop(0)
+                if not tokens:
+                    del self._tokens[id(message)]
+                return token
+        return f"{self._prefix}{next(self._numbers):012x}"
+
+    def remember(self, message: Message, token: str) -> None:
+        """``message`` was sent with ``token``, and nobody knows whether it arrived."""
+        until = trio.current_time() + _REMEMBERED
+        _, until, tokens = self._tokens.pop(id(message), (message, until, []))
+        # Holding the object keeps its id from being given to another one.
+        self._tokens[id(message)] = (message, until, [*tokens, token])
+        if len(self._tokens) > _MOST_REMEMBERED:
+            del self._tokens[next(iter(self._tokens))]
+
+
+@final
+class AzureSender(Sender):
+    """Sends to one queue. Made by :meth:`.provider.AzureProvider.open_sender`.
+
+    Calls may overlap: their transfers are under way side by side.
+    """
+
+    @classmethod
+    async def open(cls, bridge: AsyncioBridge, api: AzureApi, entity: str) -> AzureSender:
+        """Attach to the queue.
+
+        Raises:
+            QueueError: The broker refuses, or cannot be reached.
+        """
+
+        async def make() -> Exit:
+            out = Exit(api, entity)
+            await out.open()
+            return out
+
+        return cls(bridge, api, entity, await bridge.run(make))
+
+    def __init__(self, bridge: AsyncioBridge, api: AzureApi, entity: str, out: Exit) -> None:
+        self.provider_name = "azure"
+        self._bridge = bridge
+        self._entity = entity
+        self._exit = out
+        self._has_sessions = api.config.sessions
+        self._deduplicates = api.config.deduplication
+        self._doubtful = _Doubtful()
+        self._closed = False
+
+    async def send(self, messages: Sequence[Message]) -> list[SendResult]:
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if len(messages) > MAX_BATCH:
+            raise BatchTooLarge(len(messages), MAX_BATCH)
+        tokens = [self._doubtful.token(message) for message in messages]
+        entries = [
+            self._entry(message, token) for message, token in zip(messages, tokens, strict=True)
+        ]
+        if not messages:
+            await trio.lowlevel.checkpoint()
+            return []
+        now = datetime.now(UTC)
+        later = [
+            message.scheduled_at is not None
+            and (message.scheduled_at - now).total_seconds() > _LEAST_LEAD
+            for message in messages
+        ]
+        answers: list[QueueError | int | None] | None = None
+        try:
+            answers = await self._bridge.run(self._send, entries, later)
+        finally:
+            for number, (message, token) in enumerate(zip(messages, tokens, strict=True)):
+                answer = None if answers is None else answers[number]
+                if answers is None or (isinstance(answer, QueueError) and answer.is_transient):
+                    self._doubtful.remember(message, token)
+        errors = [answer for answer in answers if isinstance(answer, QueueError)]
+        if len(errors) == len(messages):
+            raise errors[0]
+        return [
+            SendResult(None, error=answer)
+            if isinstance(answer, QueueError)
+            else SendResult(identity(message, token), answer)
+            for message, token, answer in zip(messages, tokens, answers, strict=True)
+        ]
+
+    def _entry(self, message: Message, token: str, extras: Extras = NOTHING_MORE) -> Entry:
+        if message.session_id is not None and not self._has_sessions:
+            raise Unsupported(
+                "sessions",
+                self.provider_name,
+                "use a queue that requires sessions, and sessions=true",
+            )
+        if message.deduplication_id is not None and not self._deduplicates:
+            raise Unsupported(
+                "deduplication",
+                self.provider_name,
+                "use a queue that detects duplicates, and deduplication=true",
+            )
+        entry = encode(message, token, deduplicates=self._deduplicates, extras=extras)
+        return with_lone_session(entry, token) if self._has_sessions else entry
+
+    async def _send(
+        self, entries: Sequence[Entry], later: Sequence[bool]
+    ) -> list[QueueError | int | None]:
+        """On the loop: for each message why it was not stored, its sequence number, or ``None``."""
+        prepared = await self._exit.prepare(entries)
+        answers: list[QueueError | int | None] = [None] * len(entries)
+        at_once = [number for number, is_later in enumerate(later) if not is_later]
+        scheduled = [number for number, is_later in enumerate(later) if is_later]
+        if at_once:
+            said = await self._exit.send([prepared[number] for number in at_once])
+            for number, answer in zip(at_once, said, strict=True):
+                answers[number] = answer
+        if scheduled:
+            try:
+                numbers = await self._exit.schedule([prepared[number] for number in scheduled])
+            except QueueError as error:
+                for number in scheduled:
+                    answers[number] = error
+            else:
+                for number, sequence in zip(scheduled, numbers, strict=True):
+                    answers[number] = sequence
+        return answers
+
+    async def cancel_scheduled(self, sequence_numbers: Sequence[int]) -> list[bool]:
+        self._check_open()
+        return await self._bridge.run(self._exit.cancel, list(sequence_numbers))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError(f"the sender of queue {self._entity} is closed")
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._bridge.run(self._exit.aclose)
+                except (QueueError, trio.ClosedResourceError):
+                    pass  # the connection is gone, and the link with it
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,363 @@
+"""One AMQP connection that many links share. On the bridge's loop.
+
+The SDK opens a TCP connection for every sender and receiver, reads it only while a call waits, and lets reads and
+writes exclude each other: opening costs half a second, settling waits for a read to time out, and a thousand
+sessions are a thousand connections polled in turn. Its client has a switch for sharing connections, which is off
+and does not work. Below it, though, the SDK's AMQP engine is made for sharing: a connection carries AMQP sessions, a
+session carries links. So this module takes the SDK's engine (framing, types, TLS, WebSockets, SASL) and gives it
+what it lacks: one task that reads, writes that wait for nobody, and futures for what is awaited.
+
+It is the one place that knows the SDK's inside; ``tests/providers/azure/test_wire.py`` tells when that changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext, suppress
+from typing import Any, Final, Protocol, TypeVar, final
+
+import attrs
+import certifi
+from azure.servicebus import TransportType
+from azure.servicebus._common.constants import JWT_TOKEN_SCOPE, TOKEN_TYPE_SASTOKEN
+from azure.servicebus._common.utils import create_properties
+from azure.servicebus._pyamqp.aio._connection_async import Connection
+from azure.servicebus._pyamqp.constants import CBS_PUT_TOKEN, ConnectionState
+from azure.servicebus._pyamqp.error import AMQPConnectionError, ErrorCondition
+from azure.servicebus._pyamqp.message import Message as AmqpMessage
+from azure.servicebus._pyamqp.sasl import SASLAnonymousCredential
+from azure.servicebus._pyamqp.utils import utc_from_timestamp
+from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
+
+from .requests import Requests
+
+__all__ = ["Credential", "Place", "Wire"]
+
+T = TypeVar("T")
+
+_TICK: Final = 5.0
+"""Seconds between looks at what has to be done in time: heartbeats, tokens, a peer that fell silent."""
+
+_IDLE: Final = 120.0
+"""Seconds of silence after which the peer counts as gone; it is asked to send something sooner than that."""
+
+_TOKEN_TYPE: Final = "jwt"  # noqa: S105 - a kind of token, not one
+"""What the SDK says of every token, also of a shared access signature."""
+
+_WINDOW: Final = 64 * 1024
+"""Transfers that an AMQP session lets the peer send; as in the SDK."""
+
+_BATCH: Final = 64
+"""Frames read in one go, when they are there."""
+
+
+class Credential(Protocol):
+    """Anything that gives tokens: a credential of azure-identity, or the SDK's shared access key."""
+
+    async def get_token(self, *scopes: str) -> Any:
+        """An access token for a scope."""
+        ...
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a namespace is reached, and as whom.
+
+    Args:
+        namespace: Host name; with a port only where there is no TLS (the development emulator).
+        credential: Gives tokens.
+        tls: Whether to use TLS, on port 5671.
+        custom_endpoint: ``sb://host:port`` to connect to instead; certificates are checked for that host.
+        verify: Path to the certificates of the authorities to trust; ``None``: those of certifi.
+        websocket: Use AMQP over WebSockets, on port 443.
+        connect_timeout: Seconds to connect in.
+        timeout: Seconds in which attaching and requests have to be answered.
+    """
+
+    namespace: str
+    credential: Credential = attrs.field(repr=False)
+    tls: bool = True
+    custom_endpoint: str | None = None
+    verify: str | None = None
+    websocket: bool = False
+    connect_timeout: float = 10.0
+    timeout: float = 30.0
+
+    def address(self, entity: str) -> str:
+        """What a link calls an entity: ``amqps`` also without TLS."""
+        return f"amqps://{self.namespace}/{entity}"
+
+    def audience(self, entity: str) -> str:
+        """What a token for an entity is for."""
+        return f"sb://{self.namespace}/{entity}"
+
+
+@final
+@attrs.define(eq=False)
+class _Grant:
+    """A token that the broker accepted for an entity."""
+
+    expires: float
+    refresh: float
+
+
+@final
+class Wire:
+    """One connection. Made by :meth:`open`.
+
+    Attributes:
+        place: Where it leads.
+        error: Why it is of no more use; ``None`` while it is.
+    """
+
+    @classmethod
+    async def open(cls, place: Place) -> Wire:
+        """Connect and begin to read.
+
+        Raises:
+            Exception: Whatever the SDK's engine raises; nothing is left open.
+        """
+        connection = _connection(place)
+        try:
+            async with asyncio.timeout(place.connect_timeout):
+                await connection.open()
+        except BaseException:
+            await _abandon(connection)
+            raise
+        # From here one task reads, and a frame is written in one piece: nothing is left to exclude.
+        connection._transport.socket_lock = nullcontext()
+        return cls(place, connection)
+
+    def __init__(self, place: Place, connection: Any) -> None:
+        self.place = place
+        self.error: BaseException | None = None
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._losers: dict[object, Callable[[BaseException], None]] = {}
+        self._grants: dict[str, _Grant] = {}
+        self._authorizing: dict[str, asyncio.Lock] = {}
+        self._requests: dict[str, asyncio.Task[Requests]] = {}
+        self._tasks = [
+            asyncio.create_task(self._read(), name="wire reader"),
+            asyncio.create_task(self._tick(), name="wire clock"),
+        ]
+
+    @property
+    def sessions(self) -> int:
+        """How many AMQP sessions it carries."""
+        return len(self._connection._outgoing_endpoints)
+
+    # --- what links need ---------------------------------------------------------------------------
+
+    async def begin(self) -> Any:
+        """A new AMQP session of the SDK's engine, begun but not yet answered: frames may follow at once.
+
+        Raises:
+            Exception: The connection is gone.
+        """
+        self.check()
+        session = self._connection.create_session(incoming_window=_WINDOW, outgoing_window=_WINDOW)
+        await session.begin()
+        self.check()
+        return session
+
+    def check(self) -> None:
+        """Raise why the connection is of no more use, if it is."""
+        if self.error is None and self._connection._error is not None:
+            self._fail(self._connection._error)
+        if self.error is not None:
+            raise self.error
+
+    def on_lost(self, key: object, callback: Callable[[BaseException], None] | None) -> None:
+        """Call back once when the connection is lost; ``None`` takes that back."""
+        if callback is None:
+            self._losers.pop(key, None)
+        elif self.error is not None:
+            callback(self.error)
+        else:
+            self._losers[key] = callback
+
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        """Wait for an answer.
+
+        Raises:
+            TimeoutError: It did not come in time; the place's timeout unless given.
+        """
+        async with asyncio.timeout(self.place.timeout if timeout is None else timeout):
+            return await awaitable
+
+    # --- rights ------------------------------------------------------------------------------------
+
+    async def authorize(self, entity: str) -> None:
+        """Show a token for an entity, unless one was shown that is still good.
+
+        Raises:
+            Exception: The credential gives none, or the broker refuses it.
+        """
+        lock = self._authorizing.setdefault(entity, asyncio.Lock())
+        async with lock:
+            grant = self._grants.get(entity)
+            if grant is None or time.time() >= grant.refresh:
+                await self._put_token(entity)
+
+    async def _put_token(self, entity: str) -> None:
+        place = self.place
+        audience = place.audience(entity)
+        credential = place.credential
+        is_signature = getattr(credential, "token_type", None) == TOKEN_TYPE_SASTOKEN
+        async with asyncio.timeout(place.timeout):
+            token = await credential.get_token(audience if is_signature else JWT_TOKEN_SCOPE)
+        text = token.token.decode() if isinstance(token.token, bytes) else token.token
+        message = AmqpMessage(
+            value=text,
+            application_properties={
+                "name": audience,
+                "expiration": utc_from_timestamp(token.expires_on),
+            },
+        )
+        cbs = await self.requests("$cbs")
+        await cbs.call(CBS_PUT_TOKEN, message, place.timeout, kind=_TOKEN_TYPE)
+        now = time.time()
+        self._grants[entity] = _Grant(
+            token.expires_on, token.expires_on - 0.1 * max(0.0, token.expires_on - now)
+        )
+
+    async def _refresh_tokens(self) -> None:
+        for entity, grant in list(self._grants.items()):
+            if time.time() >= grant.refresh:
+                # Links live on until the old token expires, so there is time to try again.
+                with suppress(Exception):
+                    await self.authorize(entity)
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    async def manage(
+        self,
+        entity: str,
+        operation: bytes,
+        body: Mapping[str, Any],
+        *,
+        link: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """One request to the entity's management node; what it answers.
+
+        Args:
+            entity: The queue's path.
+            operation: Such as ``com.microsoft:peek-message``.
+            body: The request.
+            link: Name of the link on whose behalf it is: its idle clock starts again.
+            timeout: Seconds; the place's unless given.
+
+        Raises:
+            Exception: An error of the SDK; ``TimeoutError``.
+        """
+        await self.authorize(entity)
+        requests = await self.requests(f"{entity}/$management")
+        return await requests.manage(
+            operation, body, self.place.timeout if timeout is None else timeout, link
+        )
+
+    async def requests(self, node: str) -> Requests:
+        """The request and response links to a node; opened when first asked for."""
+        task = self._requests.get(node)
+        if task is None or (task.done() and _is_over(task)):
+            self.check()
+            task = asyncio.create_task(Requests.open(self, node), name=f"open {node}")
+            self._requests[node] = task
+        # Others may wait for it too.
+        return await asyncio.shield(task)
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        connection = self._connection
+        try:
+            while connection._error is None and connection.state is not ConnectionState.END:
+                # The first read waits as long as it takes; what it brings along comes without waiting.
+                await connection.listen(wait=True, batch=_BATCH)
+            error = connection._error
+        except Exception as crash:
+            error = crash
+        self._fail(
+            error
+            or AMQPConnectionError(
+                ErrorCondition.ConnectionCloseForced, description="The peer closed the connection."
+            )
+        )
+
+    async def _tick(self) -> None:
+        connection = self._connection
+        while self.error is None:
+            await asyncio.sleep(_TICK)
+            with suppress(Exception):
+                await connection._get_remote_timeout(
+                    time.time()
+                )  # sends a heartbeat when it is due
+            heard = connection._last_frame_received_time
+            if heard is not None and time.time() - heard > _IDLE:
+                self._fail(
+                    AMQPConnectionError(
+                        ErrorCondition.ConnectionCloseForced,
+                        description=f"The peer was silent for {_IDLE:.0f} seconds.",
+                    )
+                )
+            await self._refresh_tokens()
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+            losers, self._losers = self._losers, {}
+            for callback in losers.values():
+                callback(error)
+
+    async def aclose(self) -> None:
+        """Say goodbye if the peer still listens, and disconnect; never fails."""
+        self._fail(
+            AMQPConnectionError(
+                ErrorCondition.ConnectionCloseForced, description="The connection was closed."
+            )
+        )
+        for task in self._tasks:
+            task.cancel()
+        for opening in self._requests.values():
+            opening.cancel()
+        await asyncio.gather(*self._tasks, *self._requests.values(), return_exceptions=True)
+        await _abandon(self._connection)
+
+
+def _is_over(task: asyncio.Task[Requests]) -> bool:
+    return task.cancelled() or task.exception() is not None or task.result().is_over
+
+
+def _connection(place: Place) -> Any:
+    host = place.namespace
+    transport: Any = PyamqpTransportAsync
+    kind: Any = TransportType.AmqpOverWebsocket if place.websocket else TransportType.Amqp
+    endpoint = place.custom_endpoint
+    if place.websocket:
+        host += "/$servicebus/websocket"
+    if endpoint is not None:
+        endpoint += "/$servicebus/websocket"  # the engine cuts it off where it does not belong
+    return Connection(
+        f"{'amqps' if place.tls else 'amqp'}://{host}",
+        sasl_credential=SASLAnonymousCredential(),
+        ssl_opts={"ca_certs": place.verify or certifi.where()},
+        idle_timeout=_IDLE,
+        properties=create_properties(None, amqp_transport=transport),
+        transport_type=kind,
+        custom_endpoint_address=endpoint,
+        socket_timeout=place.timeout,
+        use_tls=place.tls,
+    )
+
+
+async def _abandon(connection: Any) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(2.0):
+            await connection.close()
+    with suppress(Exception):
+        await connection._transport.close()
