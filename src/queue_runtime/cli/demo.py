@@ -243,6 +243,9 @@ class _Director:
                 )
 
     async def _kill_all(self) -> None:
+        for worker in self.board.workers.values():
+            if worker.state in ("starting", "working"):
+                worker.state = "stopped"  # or its end would count as a failure
         with trio.CancelScope(shield=True):
             for process in self._processes.values():
                 if process.stdin is not None:
