@@ -14,7 +14,7 @@ from .counters import Counters
 from .entities import Consumer
 from .fault_book import FaultBook, Operation
 from .frames import MessageFormats
-from .links import Inlet, Node, Outlet, refuse_link
+from .links import Inlet, Node, Outlet, attempt, refuse_link
 from .namespace import Namespace
 from .refusals import Refused
 from .requests import CBS, MANAGEMENT, ReplyNode, RequestNode
@@ -136,6 +136,8 @@ class Connection:
         self._transport.unbind()
         self._connection.free()
         self._collector.release()
+        # Here and now: left to the garbage collector, proton's objects would be freed in any thread.
+        del self._transport, self._connection, self._collector
         self.counters.open_connections -= 1
 
     # Events
@@ -185,20 +187,19 @@ class Connection:
         stall.hold(later)
 
     def _attach(self, link: Any, path: str) -> None:
-        try:
-            node = self._node(link, path)
-        except Refused as refusal:
-            self.counters.refused_links += 1
-            refuse_link(link, refusal)
+        refusal = attempt(partial(self._open, link, path))
+        if refusal is None:
             return
-        self._nodes[link] = node
-        self.counters.open_links += 1
-        try:
-            node.attach()
-        except Refused as refusal:
+        node = self._nodes.get(link)
+        if node is not None:
             self._forget(node)
-            self.counters.refused_links += 1
-            refuse_link(link, refusal)
+        self.counters.refused_links += 1
+        refuse_link(link, refusal)
+
+    def _open(self, link: Any, path: str) -> None:
+        node = self._nodes[link] = self._node(link, path)
+        self.counters.open_links += 1
+        node.attach()
 
     def _node(self, link: Any, path: str) -> Inlet | Outlet | RequestNode | ReplyNode:
         if path == CBS or path.lower().endswith(MANAGEMENT):
@@ -235,6 +236,7 @@ class Connection:
         elif isinstance(node, ReplyNode):
             self._replies.pop((node.link.session, node.path), None)
         node.on_gone()
+        node.link = None
 
     def _on_flow(self, event: Any) -> None:
         node = self._nodes.get(event.link)
@@ -286,9 +288,8 @@ class Connection:
 
     def _end_unauthorized(self) -> None:
         for node in self.queue_links():
-            try:
-                self.authorize(node.path)
-            except Refused as refusal:
+            refusal = attempt(partial(self.authorize, node.path))
+            if refusal is not None:
                 self.end_link(node, refusal)
 
     # What faults need
@@ -301,8 +302,9 @@ class Connection:
 
     def end_link(self, node: Inlet | Outlet, refusal: Refused) -> None:
         """End a link as the service does for reasons of its own."""
+        link = node.link
         self._forget(node)
-        refuse_link(node.link, refusal)
+        refuse_link(link, refusal)
         self.wake()
 
 

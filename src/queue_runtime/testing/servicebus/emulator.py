@@ -265,16 +265,19 @@ async def open_emulator(
         server = Server(namespace, authority, book, tls)
         async with trio.open_nursery() as nursery:
             bound: int = await nursery.start(server.run, port)
-            yield ServiceBusEmulator(
-                port=bound,
-                policy=authority.policy,
-                ca_file=ca_file,
-                faults=Faults(server, book, home),
-                server=server,
-                home=home,
-                authority=authority,
-            )
-            nursery.cancel_scope.cancel()
+            try:
+                yield ServiceBusEmulator(
+                    port=bound,
+                    policy=authority.policy,
+                    ca_file=ca_file,
+                    faults=Faults(server, book, home),
+                    server=server,
+                    home=home,
+                    authority=authority,
+                )
+            finally:
+                book.clear()
+                nursery.cancel_scope.cancel()
 
 
 @contextmanager

@@ -78,6 +78,10 @@ class Fault:
         while self._held:
             self._held.popleft()()
 
+    def drop(self) -> None:
+        """Forget what was held back."""
+        self._held.clear()
+
     def hold(self, call: Callable[[], None]) -> None:
         """Have a call wait until the stall is lifted."""
         self.happened += 1
@@ -142,6 +146,12 @@ class FaultBook:
         for faults in (self._stalls, self._refusals, self._losses):
             if fault in faults:
                 faults.remove(fault)
+
+    def clear(self) -> None:
+        """Forget all faults and what they held back."""
+        for fault in (*self._stalls, *self._refusals, *self._losses):
+            fault.drop()
+            self.discard(fault)
 
     def stall_of(self, path: str) -> Fault | None:
         """The stall that holds back what concerns a path."""

@@ -26,7 +26,7 @@ from .namespace import Namespace
 from .queue import Queue
 from .refusals import Refused, message_too_large
 
-__all__ = ["Host", "Inlet", "Node", "Outlet", "condition_of", "open_link", "refuse_link"]
+__all__ = ["Host", "Inlet", "Node", "Outlet", "attempt", "condition_of", "open_link", "refuse_link"]
 
 _INLET_CREDIT: Final = 1_000
 """Transfers a client may have under way; the service grants as many."""
@@ -87,6 +87,19 @@ def condition_of(refusal: Refused) -> Any:
     """
     info = {symbol("com.microsoft:tracking-id"): "emulator"}
     return Condition(refusal.condition, refusal.description, info)
+
+
+def attempt(call: Callable[[], None]) -> Refused | None:
+    """Why a call was refused, if it was.
+
+    Without its traceback: that would tie proton's objects into a cycle, for the garbage collector to free in
+    whichever thread it happens to run, while the engine is at work in this one.
+    """
+    try:
+        call()
+    except Refused as refusal:
+        return refusal.with_traceback(None)
+    return None
 
 
 def open_link(link: Any, max_message_bytes: int | None = None) -> None:
@@ -235,12 +248,7 @@ class Outlet(Node):
             delivery.settle()
             return
         self._host.counters.dispositions += 1
-        refusal: Refused | None = None
-        try:
-            self._host.faults.check(Operation.SETTLE, self.path)
-            self._settle(delivery, state, token)
-        except Refused as error:
-            refusal = error
+        refusal = attempt(partial(self._settle, delivery, state, token))
         if self._host.faults.loses_answer(Operation.SETTLE, self.path):
             return
         if not delivery.settled:
@@ -248,6 +256,7 @@ class Outlet(Node):
         delivery.settle()
 
     def _settle(self, delivery: Any, state: Any, token: UUID) -> None:
+        self._host.faults.check(Operation.SETTLE, self.path)
         if state == Delivery.ACCEPTED:
             self._queue.settle([token], Outcome.COMPLETED, self.consumer)
         elif state == Delivery.REJECTED:
@@ -314,12 +323,7 @@ class Inlet(Node):
             link.flow(_INLET_CREDIT - link.credit)
         message_format = self._host.next_format(link.name)
         self._host.counters.transfers_in += 1
-        refusal: Refused | None = None
-        try:
-            self._host.faults.check(Operation.SEND, self.path)
-            self._send(raw, message_format)
-        except Refused as error:
-            refusal = error
+        refusal = attempt(partial(self._send, raw, message_format))
         if self._host.faults.loses_answer(Operation.SEND, self.path):
             return
         if refusal is not None:
@@ -328,6 +332,7 @@ class Inlet(Node):
         delivery.settle()
 
     def _send(self, raw: bytes, message_format: int) -> None:
+        self._host.faults.check(Operation.SEND, self.path)
         limit = self._queue.settings.max_message_bytes
         if len(raw) > limit:
             raise message_too_large(len(raw), limit)
