@@ -10,10 +10,12 @@ from typing import Final, final
 
 import trio
 
+from .administration import Administration
 from .authority import Authority
 from .connection import Connection
 from .counters import Counters
 from .fault_book import FaultBook
+from .http import is_http, serve_http
 from .namespace import Namespace
 
 __all__ = ["Server"]
@@ -52,6 +54,7 @@ class Server:
         self.counters = Counters()
         self.connections: set[Connection] = set()
         self._authority = authority
+        self._administration = Administration(namespace, authority)
         self._faults = faults
         self._tls = tls
         self._sooner = trio.Event()
@@ -90,6 +93,25 @@ class Server:
             self._sooner = trio.Event()
 
     async def _serve(self, tcp: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = tcp
+        if self._tls is not None:
+            stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
+        try:
+            first = bytes(await stream.receive_some(_CHUNK))
+            if is_http(first):
+                await serve_http(stream, first, self._administration.answer)
+            elif first:
+                await self._serve_amqp(tcp, stream, first)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away
+        except* Exception:
+            _logger.exception("a connection to the emulator ended by an error of the emulator's")
+        finally:
+            await trio.aclose_forcefully(tcp)
+
+    async def _serve_amqp(
+        self, tcp: trio.SocketStream, stream: trio.abc.Stream, first: bytes
+    ) -> None:
         writable = trio.Event()
         scope = trio.CancelScope()
         is_reset = False
@@ -105,9 +127,6 @@ class Server:
         connection = Connection(
             self.namespace, self._authority, self._faults, self.counters, wake=wake, abort=abort
         )
-        stream: trio.abc.Stream = tcp
-        if self._tls is not None:
-            stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
 
         async def write() -> None:
             nonlocal writable
@@ -119,24 +138,17 @@ class Server:
                     await stream.send_all(data)
             scope.cancel()
 
-        async def read() -> None:
-            while data := await stream.receive_some(_CHUNK):
-                connection.receive(bytes(data))
-            scope.cancel()
-
         self.connections.add(connection)
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(write)
-                    await read()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client went away
-        except* Exception:
-            _logger.exception("a connection to the emulator ended by an error of the emulator's")
+                    connection.receive(first)
+                    while data := await stream.receive_some(_CHUNK):
+                        connection.receive(bytes(data))
+                    scope.cancel()
         finally:
             self.connections.discard(connection)
             connection.lose()
             if is_reset:
                 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            await trio.aclose_forcefully(tcp)
