@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Any, Final, final
 from uuid import UUID
@@ -21,7 +21,6 @@ from .entities import (
     SCHEDULED,
     Consumer,
     Content,
-    Index,
     Lane,
     Lock,
     Outcome,
@@ -40,12 +39,12 @@ from .refusals import (
     session_missing,
     wait_ended,
 )
+from .store import SeenIds, Store
 from .timers import Timers
 
 __all__ = ["Queue"]
 
 _EXPIRED: Final = ("TTLExpiredException", "The message expired and was dead lettered.")
-_SLACK: Final = 64
 
 
 @final
@@ -77,20 +76,17 @@ class Queue:
             if dead_letters_of is None
             else None
         )
-        self._messages: dict[int, Stored] = {}
-        self._index = Index()
+        self._store = Store()
+        self._seen = SeenIds(settings.duplicate_window)
         self._loose = Lane(None)
         self._sessions: dict[str, Lane] = {}
         self._locks: dict[UUID, Lock] = {}
-        self._sequence = 0
-        self._bytes = 0
         self._scheduled = 0
         self._deferred = 0
         self._locked_sessions = 0
         self._hungry: OrderedDict[Consumer, None] = OrderedDict()
         self._available: OrderedDict[Lane, None] = OrderedDict()
         self._waiters: OrderedDict[Consumer, None] = OrderedDict()
-        self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     @property
     def requires_session(self) -> bool:
@@ -102,14 +98,14 @@ class Queue:
         self._timers.run()
         dead = self.dead_letters
         return QueueCounts(
-            active=len(self._messages) - self._scheduled - self._deferred,
+            active=len(self._store) - self._scheduled - self._deferred,
             locked=len(self._locks),
             deferred=self._deferred,
             scheduled=self._scheduled,
-            dead_letters=0 if dead is None else len(dead._messages),
+            dead_letters=0 if dead is None else len(dead._store),
             sessions=len(self._sessions),
             locked_sessions=self._locked_sessions,
-            size_bytes=self._bytes,
+            size_bytes=self._store.size_bytes,
         )
 
     # Sending
@@ -127,21 +123,17 @@ class Queue:
                 raise session_missing()
             if content.size > limits.max_message_bytes:
                 raise message_too_large(content.size, limits.max_message_bytes)
-        if self._bytes >= limits.max_queue_bytes:
+        if self._store.size_bytes >= limits.max_queue_bytes:
             raise queue_full(limits.max_queue_bytes)
         return [self._send(content, now) for content in contents]
 
     def _send(self, content: Content, now: float) -> int:
-        if self.settings.duplicate_window and content.message_id is not None:
-            self._forget_seen(now)
-            seen = self._seen.get(content.message_id)
-            if seen is not None:
-                return seen[1]
-            until = now + self.settings.duplicate_window
-            self._seen[content.message_id] = (until, self._sequence + 1)
+        original = self._seen.look_up(content.message_id, self._store.last_number + 1, now)
+        if original is not None:
+            return original
         lane = self._lane(content.session_id)
         message = Stored(content, lane, now)
-        self._store(message)
+        self._store.add(message)
         message.enqueued_sequence = message.sequence
         if content.due is not None and content.due > now:
             message.state = SCHEDULED
@@ -150,13 +142,6 @@ class Queue:
         else:
             self._enqueue(message, now)
         return message.sequence
-
-    def _forget_seen(self, now: float) -> None:
-        while self._seen:
-            oldest = next(iter(self._seen.values()))
-            if oldest[0] > now:
-                return
-            self._seen.popitem(last=False)
 
     def cancel_scheduled(self, sequences: Iterable[int]) -> None:
         """Delete scheduled messages, all or none.
@@ -170,7 +155,7 @@ class Queue:
             self._remove(message)
 
     def _find(self, sequence: int, state: int) -> Stored:
-        message = self._messages.get(sequence)
+        message = self._store.get(sequence)
         if message is None or message.state != state or message.lock is not None:
             raise message_not_found(sequence)
         return message
@@ -178,9 +163,9 @@ class Queue:
     def _fall_due(self, message: Stored) -> None:
         """A scheduled message becomes active, at the end of its lane and with a new number."""
         self._scheduled -= 1
-        self._unlink(message)
+        self._store.remove(message)
         message.state = ACTIVE
-        self._store(message)
+        self._store.add(message)
         self._enqueue(message, self._timers.now())
 
     def _enqueue(self, message: Stored, now: float) -> None:
@@ -202,31 +187,9 @@ class Queue:
             lane = self._sessions[session_id] = Lane(session_id)
         return lane
 
-    def _store(self, message: Stored) -> None:
-        self._sequence += 1
-        message.sequence = self._sequence
-        self._messages[self._sequence] = message
-        self._bytes += message.content.size
-        self._index.append(self._sequence)
-        lane = message.lane
-        lane.messages += 1
-        if lane.session_id is not None:
-            lane.index.append(self._sequence)
-
-    def _unlink(self, message: Stored) -> None:
-        lane = message.lane
-        del self._messages[message.sequence]
-        self._bytes -= message.content.size
-        lane.messages -= 1
-        self._index.sweep(self._messages, len(self._messages))
-        lane.index.sweep(self._messages, lane.messages)
-        if len(lane.ready) > 2 * lane.messages + _SLACK:
-            lane.ready = [number for number in lane.ready if number in self._messages]
-            heapify(lane.ready)
-
     def _remove(self, message: Stored) -> None:
         """Delete a message and all that is kept about it; it has no lock."""
-        self._unlink(message)
+        self._store.remove(message)
         if message.timer is not None:
             self._timers.cancel(message.timer)
             message.timer = None
@@ -287,7 +250,7 @@ class Queue:
         message.count = dead.count
         message.overrides = overrides
         message.source = self._source
-        self._store(message)
+        self._store.add(message)
         self._requeue(message)
         self._dispatch(self._loose)
 
@@ -347,14 +310,15 @@ class Queue:
         """The message that is next in a lane."""
         ready = lane.ready
         while ready:
-            message = self._messages.get(ready[0])
+            message = self._store.get(ready[0])
             if message is not None and message.state == ACTIVE and message.lock is None:
                 return message
             heappop(ready)
         return None
 
     def _deliver(self, lane: Lane, consumer: Consumer) -> None:
-        message = self._messages[heappop(lane.ready)]
+        message = self._store.get(heappop(lane.ready))
+        assert message is not None
         consumer.credit -= 1
         if consumer.settles:
             consumer.receiver.deliver(message, self._lock(message, consumer))
@@ -491,12 +455,12 @@ class Queue:
     def peek(self, start: int, count: int, session_id: str | None = None) -> list[Stored]:
         """Up to ``count`` messages of any state from number ``start``, without locking them."""
         self._timers.run()
-        index = self._index
+        lane = None
         if session_id is not None and self._sessions_required:
             lane = self._sessions.get(session_id)
-            index = Index() if lane is None else lane.index
-        alive = (self._messages.get(number) for number in index.since(start))
-        return list(islice((message for message in alive if message is not None), count))
+            if lane is None:
+                return []
+        return list(islice(self._store.since(start, lane), count))
 
     # Sessions
 
@@ -637,7 +601,7 @@ class Queue:
     def steal_message(self, sequence: int) -> bool:
         """End the lock of a message as if it had expired; whether there was one."""
         self._timers.run()
-        message = self._messages.get(sequence)
+        message = self._store.get(sequence)
         if message is None or message.lock is None:
             return False
         self._lock_expires(message.lock)
