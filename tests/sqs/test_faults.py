@@ -334,6 +334,26 @@ async def test_every_connection_is_reset_again_and_again(emulator: Emulator) -> 
         await link.assert_empty()
 
 
+async def test_a_poll_that_sqs_goes_on_with_after_a_reset_is_asked_again(
+    emulator: Emulator,
+) -> None:
+    """Nobody listens any more when it claims: known when its wait is over, not when the lock ends."""
+    async with linked(emulator) as link, trio.open_nursery() as nursery:
+        receiver = await link.receiver()
+        received: list[Delivery] = []
+
+        async def receive() -> None:
+            received.extend(await receive_all(receiver, 10))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(receive)
+        await trio.sleep(0.3)
+        link.proxy.reset_all()
+        await trio.sleep(0.2)
+        await link.send(work(10))
+    assert by_session(received) == in_order(10)
+
+
 async def test_many_polls_fail_and_are_asked_again_side_by_side(emulator: Emulator) -> None:
     """Answers are lost several times in a row, so that calls take over what others may have claimed."""
     async with linked(emulator) as link, trio.open_nursery() as nursery:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Final, final
+from typing import Any, Final, final
 from uuid import uuid4
 
 import attrs
@@ -89,7 +89,7 @@ class Poller:
         self._running: set[_Poll] = set()
         self._kept: deque[Claimed] = deque()
         self._unanswered: deque[_Poll] = deque()
-        self._giving_back: set[asyncio.Task[None]] = set()
+        self._behind: set[asyncio.Task[None]] = set()
         self._closing = asyncio.get_running_loop().create_future()
 
     async def receive(self, count: int, timeout: float) -> Claimed | None:
@@ -154,8 +154,21 @@ class Poller:
             # The answer may be lost and the claim made. On a FIFO queue the same question brings it back.
             if never_arrived(error) or not self._is_recoverable(poll):
                 raise
-            return await self._ask(poll)
+            claimed = await self._ask(poll)
+            if claimed is None:
+                self._soon(self._ask_once_more(poll, wait))
+            return claimed
         return Claimed(messages, poll.asked_at) if messages else None
+
+    async def _ask_once_more(self, poll: _Poll, wait: int) -> None:
+        """SQS goes on with a poll that was cut off: what it claims meanwhile is there when its wait is over."""
+        left = poll.asked_at + wait + _GLANCE - time.monotonic()
+        if left > 0:
+            await asyncio.wait((self._closing,), timeout=left)
+        with suppress(QueueError):
+            claimed = await self._ask(poll)
+            if claimed is not None:
+                self._keep(claimed)
 
     async def _ask(self, poll: _Poll) -> Claimed | None:
         """Look once, with the attempt of a poll whose answer was lost."""
@@ -190,37 +203,41 @@ class Poller:
     def _ended(self, poll: _Poll) -> None:
         self._running.discard(poll)
         if not poll.awaited:
-            self._keep(poll)
+            self._inherit(poll)
 
     def _leave(self, poll: _Poll) -> None:
         poll.awaited = False
         if poll not in self._running:
-            self._keep(poll)
+            self._inherit(poll)
 
-    def _keep(self, poll: _Poll) -> None:
+    def _inherit(self, poll: _Poll) -> None:
+        """Keep what a poll has brought that nobody waited for."""
         if poll.task.cancelled() or poll.task.exception() is not None:
             return
         claimed = poll.task.result()
         if claimed is not None:
-            self._kept.append(claimed)
-            asyncio.get_running_loop().call_later(_KEPT, self._expire, claimed)
+            self._keep(claimed)
+
+    def _keep(self, claimed: Claimed) -> None:
+        self._kept.append(claimed)
+        asyncio.get_running_loop().call_later(_KEPT, self._expire, claimed)
 
     def _expire(self, claimed: Claimed) -> None:
         if claimed in self._kept:
             self._kept.remove(claimed)
-            self._give_back_soon(claimed.messages)
+            self._soon(self.give_back(claimed.messages))
 
     def _first_kept(self, count: int) -> Claimed:
         claimed = self._kept.popleft()
         if len(claimed.messages) <= count:
             return claimed
-        self._give_back_soon(claimed.messages[count:])
+        self._soon(self.give_back(claimed.messages[count:]))
         return Claimed(claimed.messages[:count], claimed.asked_at)
 
-    def _give_back_soon(self, messages: Sequence[Raw]) -> None:
-        task = asyncio.create_task(self.give_back(messages))
-        self._giving_back.add(task)
-        task.add_done_callback(self._giving_back.discard)
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
 
     async def give_back(self, messages: Sequence[Raw]) -> None:
         """Make messages available to everybody again; what cannot be given back is when its lock expires."""
@@ -241,10 +258,11 @@ class Poller:
         lost = [poll for poll in (*cut, *self._unanswered) if self._is_recoverable(poll)]
         await asyncio.gather(*(poll.task for poll in cut), return_exceptions=True)
         await asyncio.gather(*(self._recover(poll) for poll in lost))
-        while self._kept:
-            await self.give_back(self._kept.popleft().messages)
-        if self._giving_back:
-            await asyncio.wait(set(self._giving_back))
+        while self._behind or self._kept:
+            if self._behind:
+                await asyncio.wait(set(self._behind))
+            while self._kept:
+                await self.give_back(self._kept.popleft().messages)
 
     async def _recover(self, poll: _Poll) -> None:
         """Give back what a poll that was cut off has claimed, if it has."""
