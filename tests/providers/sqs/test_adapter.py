@@ -208,7 +208,7 @@ async def test_scheduled_beyond_what_the_holding_queue_keeps(connect: Connect) -
 
 
 async def test_a_standard_queue_delays_fifteen_minutes_by_itself(connect: Connect) -> None:
-    line = await connect(queue_type="standard", holding_queue="missing.fifo", provisioned=True)
+    line = await connect(queue_type="standard", holding_queue="not-needed.fifo", provisioned=True)
     soon = datetime.now(UTC) + timedelta(minutes=14)
     [result] = await line.sender.send([Message(b"x", scheduled_at=soon)])
     assert result.error is None
