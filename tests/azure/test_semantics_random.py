@@ -33,8 +33,11 @@ LOCK = 10.0
 class Recorder(Client):
     """A client that checks what it gets against what it has."""
 
+    has_left = False
+
     def deliver(self, message: Stored, token: UUID | None) -> None:
         assert token is not None
+        assert not self.has_left
         assert all(held.sequence != message.sequence for held, _ in self.held())
         super().deliver(message, token)
 
@@ -130,6 +133,7 @@ class Machine(RuleBasedStateMachine):
     def leave(self, number: int) -> None:
         client = self.a_client(number)
         client.detach()
+        client.has_left = True
         self.clients.remove(client)
 
     @rule(seconds=st.sampled_from([1.0, 4.0, LOCK]))
