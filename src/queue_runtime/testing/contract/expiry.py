@@ -195,7 +195,7 @@ async def taken_in_time(bench: Bench) -> None:
     """A message taken in time can be completed after its life would have ended."""
     receiver = await bench.receiver()
     lock = bench.lock_duration(receiver)
-    life = min(bench.environment.delay, lock / 3)
+    life = max(min(bench.environment.delay, lock / 3), bench.environment.resolution)
     await bench.send(*mortal(bench, life))
     [delivery] = await bench.receive(receiver, 1)
     await trio.sleep(life + EARLY)

@@ -197,6 +197,8 @@ async def queue_names(bench: Bench) -> None:
         try:
             if bench.capabilities.provisioning:
                 await bench.provider.provision(queue)
+            elif bench.environment.create_queue is not None:
+                bench.environment.create_queue(queue)
             sender = await bench.sender(queue=queue)
         except (ValidationError, Unsupported):
             continue

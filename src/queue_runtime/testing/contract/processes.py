@@ -86,7 +86,9 @@ async def a_killed_holder(bench: Bench) -> None:
         limit = lock + bench.environment.tolerance
         deliveries = await bench.receive(receiver, 4, within=limit)
     expect_equal(bodies(deliveries), ["2", "3", "4", "5"], "what came after the kill")
-    expect_equal(deliveries[0].delivery_count, 2, "the count of what may have been started")
+    # A broker that frees a session with its connection may not count what it gets back so.
+    if bench.environment.exact or not bench.capabilities.keeps_empty_sessions:
+        expect_equal(deliveries[0].delivery_count, 2, "the count of what may have been started")
     if bench.environment.exact:
         counts = [delivery.delivery_count for delivery in deliveries[1:]]
         expect_equal(counts, [1, 1, 1], "the counts of what cannot have been started")

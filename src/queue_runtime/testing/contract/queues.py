@@ -89,7 +89,7 @@ async def peeked_whole(bench: Bench) -> None:
 
 @case("peek")
 async def peeked_in_every_state(bench: Bench) -> None:
-    """Peeking tells messages in flight, failed and waiting apart."""
+    """Peeking tells messages in flight, failed and waiting apart; not every broker does, some say that they wait."""
     can = bench.capabilities
     names = ["a", "b", "c"] if can.sessions else [None] * 3
     receiver = await bench.receiver()
@@ -105,6 +105,12 @@ async def peeked_in_every_state(bench: Bench) -> None:
     await bench.send(*bench.messages(1, names[2], first=3))
     seen = await bench.provider.peek(bench.queue, 10)
     states = {str(peeked.message.body, "ascii"): peeked.state for peeked in seen}
+    if not bench.environment.exact:
+        waiting = MessageState.READY
+        expected = {
+            body: waiting if states.get(body) is waiting else state
+            for body, state in expected.items()
+        }
     expect_equal(states, expected, "the states")
     await bench.complete(receiver, by_body[b"1"])
 
@@ -140,6 +146,8 @@ async def emptied_but_for_dead_letters(bench: Bench) -> None:
     receiver = await bench.receiver(max_per_session=1)
     [delivery] = await bench.receive(receiver, 1)
     await bench.dead_letter(receiver, delivery)
+    # Where an empty session stays locked, nobody else can take what waits in it.
+    await receiver.release([delivery.lease])
     expect_equal(await bench.provider.purge(bench.queue), 1, "messages purged")
     await bench.dead(1)
 
