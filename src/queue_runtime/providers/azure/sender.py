@@ -31,7 +31,7 @@ from queue_runtime.messages import Message, SendResult
 from ..asyncio_bridge import AsyncioBridge
 from .amqp import array, long
 from .api import AzureApi, mapped
-from .codec import NOTHING_MORE, Entry, Extras, encode, identity, in_batch
+from .codec import Entry, encode, identity, in_batch
 from .links import Outlet
 from .lone import with_lone_session
 from .outgoing import as_batch, as_message, encoded
@@ -56,9 +56,6 @@ by default."""
 
 _MOST_REMEMBERED: Final = 10_000
 """Messages of unknown fate remembered at most."""
-
-_LEAST_LEAD: Final = 0.0
-"""A message due no later than this many seconds from now is sent as any other."""
 
 
 @final
@@ -303,6 +300,7 @@ class AzureSender(Sender):
         self._exit = out
         self._has_sessions = api.config.sessions
         self._deduplicates = api.config.deduplication
+        self._max_bytes = api.config.max_message_bytes
         self._doubtful = _Doubtful()
         self._closed = False
 
@@ -320,9 +318,7 @@ class AzureSender(Sender):
             return []
         now = datetime.now(UTC)
         later = [
-            message.scheduled_at is not None
-            and (message.scheduled_at - now).total_seconds() > _LEAST_LEAD
-            for message in messages
+            message.scheduled_at is not None and message.scheduled_at > now for message in messages
         ]
         answers: list[QueueError | int | None] | None = None
         try:
@@ -342,7 +338,7 @@ class AzureSender(Sender):
             for message, token, answer in zip(messages, tokens, answers, strict=True)
         ]
 
-    def _entry(self, message: Message, token: str, extras: Extras = NOTHING_MORE) -> Entry:
+    def _entry(self, message: Message, token: str) -> Entry:
         if message.session_id is not None and not self._has_sessions:
             raise Unsupported(
                 "sessions",
@@ -355,7 +351,9 @@ class AzureSender(Sender):
                 self.provider_name,
                 "use a queue that detects duplicates, and deduplication=true",
             )
-        entry = encode(message, token, deduplicates=self._deduplicates, extras=extras)
+        if message.size > self._max_bytes:
+            raise MessageTooLarge(message.size, self._max_bytes)
+        entry = encode(message, token, deduplicates=self._deduplicates)
         return with_lone_session(entry, token) if self._has_sessions else entry
 
     async def _send(
