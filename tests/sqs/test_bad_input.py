@@ -35,8 +35,8 @@ from queue_runtime import (
     open_supervisor,
 )
 from queue_runtime.abc import Provider, ReceiverOptions
+from queue_runtime.providers.envelope import ENVELOPE
 from queue_runtime.providers.sqs import FACTORY
-from queue_runtime.providers.sqs.codec import ENVELOPE
 from queue_runtime.providers.sqs.receiver import MALFORMED
 
 from .emulator import Emulator, Failure, open_emulator, require_emulator

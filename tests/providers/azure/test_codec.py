@@ -23,28 +23,24 @@ from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
 
 from queue_runtime.errors import ValidationError
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
+from queue_runtime.providers.azure.broker_letters import MAX_WORDS, dead_letter_words
 from queue_runtime.providers.azure.codec import (
-    GENERATED,
-    MAX_DESCRIPTION,
     MAX_HEADER_BYTES,
     MAX_TIME_TO_LIVE,
     NATIVE_HEADERS,
-    NOTHING_MORE,
     Entry,
-    Extras,
     Received,
-    dead_letter_words,
     decode,
     decode_id,
-    digest,
     encode,
     encode_id,
     identity,
     in_batch,
     wire_size,
 )
-from queue_runtime.providers.azure.envelope import ENVELOPE
 from queue_runtime.providers.azure.foreign import BODY_HEADER
+from queue_runtime.providers.envelope import ENVELOPE, MAX_DESCRIPTION, NOTHING_MORE, Extras
+from queue_runtime.providers.wire_ids import GENERATED, digest
 
 TOKEN = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
@@ -348,9 +344,10 @@ def test_what_is_carried_beside_a_message_makes_it_no_larger_than_allowed(room: 
         assert attrs.evolve(kept, description="") == attrs.evolve(info, description="")
 
 
-def test_what_is_carried_leaves_room_for_large_headers() -> None:
+@pytest.mark.parametrize("length", [MAX_DESCRIPTION, 3 * MAX_DESCRIPTION])
+def test_what_is_carried_leaves_room_for_large_headers(length: int) -> None:
     message = Message(b"", headers={"a": "x" * (MAX_HEADER_BYTES - 1_000)})
-    info = attrs.evolve(INFO, description="y" * MAX_DESCRIPTION)
+    info = attrs.evolve(INFO, description="y" * length)
     received = through(encode(message, TOKEN, extras=attrs.evolve(EXTRAS, dead_letter=info)))
     assert received.message == message
     assert received.dead_letter is not None
@@ -692,12 +689,12 @@ def test_long_words_are_cut(text: str) -> None:
         text, text, at=NOW, first_failed_at=None, delivery_count=1
     )
     for word in (reason, description):
-        assert len(word.encode("utf-16-le")) <= 2 * MAX_DESCRIPTION
+        assert len(word.encode("utf-16-le")) <= 2 * MAX_WORDS
     assert text.startswith(reason)
     info = as_dead(reason, description, dead=True).dead_letter
     assert info is not None
     assert text.startswith(info.description)
-    assert len(info.description.encode("utf-16-le")) > 2 * (MAX_DESCRIPTION - 120)
+    assert len(info.description.encode("utf-16-le")) > 2 * (MAX_WORDS - 120)
     assert (info.dead_lettered_at, info.delivery_count) == (NOW, 1)
 
 

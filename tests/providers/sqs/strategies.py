@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import strategies as st
 
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId
-from queue_runtime.providers.sqs.codec import ENVELOPE, GENERATED, Extras
+from queue_runtime.providers.envelope import ENVELOPE, Extras
+from queue_runtime.providers.wire_ids import GENERATED
 
 TOKEN = "0123456789abcdef" * 2
 

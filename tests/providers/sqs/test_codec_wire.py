@@ -19,7 +19,8 @@ from aiobotocore.session import get_session
 from tests.sqs.emulator import Emulator, open_emulator
 
 from queue_runtime.messages import Message
-from queue_runtime.providers.sqs.codec import Extras, QueueKind, decode, encode
+from queue_runtime.providers.envelope import Extras
+from queue_runtime.providers.sqs.codec import QueueKind, decode, encode
 
 from .strategies import extras_, messages
 

@@ -14,7 +14,7 @@ The rest
 
 The broker's message id
     Is the message's own or, on queues that detect duplicates, the deduplication id: two messages that merely have
-    one ``message_id`` are two messages. Without either it is generated and begins with :data:`GENERATED`.
+    one ``message_id`` are two messages. Without either it is generated and begins with ``~n:``.
 
 Foreign bodies
     Of several data sections: joined. A value or sequences: text and bytes as they are, all else as JSON, where
@@ -28,7 +28,6 @@ What cannot be read
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -42,46 +41,45 @@ from queue_runtime.errors import ValidationError
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
 from queue_runtime.text import escape
 
-from .envelope import (
+from ..envelope import (
     ENVELOPE,
-    MAX_DESCRIPTION,
-    broker_dead_letter,
-    dead_letter_fields,
-    dead_letter_of,
-    dead_letter_words,
+    NOTHING_MORE,
+    Extras,
+    extras_of,
+    fields_of,
     moment_of,
     open_envelope,
-    packed_headers,
     read_field,
     sealed,
-    whole_of,
+    with_less,
 )
-from .foreign import BODY_HEADER, body_of, header_name, optional_text, text_of, utf16_length
+from ..wire_ids import GENERATED, GENERATED_ID, HASHED, digest
+from .broker_letters import broker_dead_letter
+from .foreign import (
+    BODY_HEADER,
+    body_of,
+    header_name,
+    optional_text,
+    packed_headers,
+    text_of,
+    utf16_length,
+)
 
 __all__ = [
-    "GENERATED",
-    "MAX_DESCRIPTION",
     "MAX_HEADER_BYTES",
     "MAX_TIME_TO_LIVE",
     "NATIVE_HEADERS",
-    "NOTHING_MORE",
     "Entry",
-    "Extras",
     "Received",
     "State",
-    "dead_letter_words",
     "decode",
     "decode_id",
-    "digest",
     "encode",
     "encode_id",
     "identity",
     "in_batch",
     "wire_size",
 ]
-
-GENERATED: Final = "~n:"
-"""Begins broker message ids that stand for no id of the user's."""
 
 MAX_HEADER_BYTES: Final = 65_536
 """Bytes of all that is not the body.
@@ -108,10 +106,8 @@ State: TypeAlias = Literal["active", "deferred", "scheduled"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_ID: Final = 128
-_HASHED: Final = "~h:"
 _FOREIGN: Final = "~f:"
 _MARKED: Final = re.compile(r"~[hn]:")
-_GENERATED_ID: Final = re.compile(r"~n:[0-9a-f]{32,64}")
 _REASON: Final = "DeadLetterReason"
 _DESCRIPTION: Final = "DeadLetterErrorDescription"
 _RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
@@ -147,7 +143,7 @@ def encode_id(text: str) -> str:
 
 
 def _fitting(text: str) -> str:
-    return _HASHED + digest(text) if utf16_length(text) > _MAX_ID or _MARKED.match(text) else text
+    return HASHED + digest(text) if utf16_length(text) > _MAX_ID or _MARKED.match(text) else text
 
 
 def decode_id(wire: str) -> SessionId:
@@ -163,38 +159,7 @@ def decode_id(wire: str) -> SessionId:
         return SessionId(escaped if len(escaped) <= _MAX_ID else _FOREIGN + digest(wire))
 
 
-def digest(*parts: str) -> str:
-    """The SHA-256 of ``parts`` in hexadecimal digits; different parts give different ones."""
-    whole = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode(errors="replace")
-        whole.update(b"%d:" % len(encoded))
-        whole.update(encoded)
-    return whole.hexdigest()
-
-
 # --- sending -------------------------------------------------------------------------------------------
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Extras:
-    """What travels beside a message that was in a queue before.
-
-    Args:
-        message_id: Its identity there, where the sender gave it none.
-        dead_letter: Why it was a dead letter.
-        enqueued_at: When its queue accepted it.
-        sequence_number: Its position in that queue.
-    """
-
-    message_id: MessageId | None = None
-    dead_letter: DeadLetterInfo | None = None
-    enqueued_at: datetime | None = None
-    sequence_number: int | None = None
-
-
-NOTHING_MORE: Final = Extras()
 
 
 def identity(message: Message, token: str, extras: Extras = NOTHING_MORE) -> MessageId:
@@ -228,11 +193,7 @@ def encode(
     """
     entry = _encode(message, token, deduplicates, extras)
     if extras.dead_letter is not None and (excess := _excess(entry, max_bytes)) > 0:
-        # ASCII in JSON: no character of the description took less than one byte.
-        info = extras.dead_letter
-        kept = max(0, len(info.description) - excess)
-        shorter = attrs.evolve(info, description=info.description[:kept])
-        entry = _encode(message, token, deduplicates, attrs.evolve(extras, dead_letter=shorter))
+        entry = _encode(message, token, deduplicates, with_less(extras, excess))
         if _excess(entry, max_bytes) > 0:
             least = Extras(message_id=identity(message, token, extras))
             entry = _encode(message, token, deduplicates, least)
@@ -269,7 +230,7 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
     if message.session_id is not None:
         entry["session_id"] = encode_id(message.session_id)
         # A foreign session's own id is told by decode_id; a hash tells nothing.
-        if entry["session_id"].startswith(_HASHED):
+        if entry["session_id"].startswith(HASHED):
             fields["session"] = message.session_id
     if message.content_type is not None:
         entry["content_type"] = message.content_type
@@ -293,17 +254,14 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
 
 def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dict[str, Any]:
     own, wanted = message.message_id, message.deduplication_id
-    dead = extras.dead_letter
     was = None if own is not None else identity(message, token, extras)
     fields = {
         "id": None if own == broker_id and not _MARKED.match(broker_id) else own,
         "was": None if was == broker_id else was,
         "dedup": True if wanted is not None and wanted == broker_id else wanted,
-        "sequence": extras.sequence_number,
-        "enqueued": None if extras.enqueued_at is None else extras.enqueued_at.isoformat(),
-        "dead": None if dead is None else dead_letter_fields(dead),
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {**given, **fields_of(extras)}
 
 
 def _whole_seconds(seconds: float, *, round_up: bool) -> timedelta:
@@ -435,7 +393,7 @@ def decode(
     annotations = _by_name(_first(raw, "message_annotations", "annotations"))
     properties = _by_name(raw.application_properties)
     words = (properties.pop(_REASON, None), properties.pop(_DESCRIPTION, None))
-    envelope = properties.pop(ENVELOPE, None)
+    envelope = optional_text(properties.pop(ENVELOPE, None))
     problems: list[str] = []
     fields = open_envelope(envelope, problems)
     headers = {header_name(name): text_of(value) for name, value in properties.items()}
@@ -469,14 +427,9 @@ def decode(
             "deduplication_id": deduplication_id,
         },
     )
-    earlier = Extras(
-        message_id=read_field(fields, "was", MessageId, problems),
-        dead_letter=read_field(fields, "dead", dead_letter_of, problems),
-        enqueued_at=read_field(fields, "enqueued", moment_of, problems),
-        sequence_number=read_field(fields, "sequence", whole_of, problems),
-    )
+    earlier = extras_of(fields, problems)
     if problems:
-        message = attrs.evolve(message, headers={**message.headers, ENVELOPE: text_of(envelope)})
+        message = attrs.evolve(message, headers={**message.headers, ENVELOPE: envelope or ""})
     enqueued_at = _milliseconds(annotations.get("x-opt-enqueued-time")) or datetime.now(UTC)
     if message.scheduled_at is not None:
         enqueued_at = max(enqueued_at, message.scheduled_at)
@@ -539,7 +492,7 @@ def _ids(
     own = read_field(fields, "id", MessageId, problems)
     if own is not None:
         return own, dedup
-    generated = broker_id is None or _GENERATED_ID.fullmatch(broker_id) is not None
+    generated = broker_id is None or GENERATED_ID.fullmatch(broker_id) is not None
     if generated or "was" in fields:
         return None, dedup
     return broker_id, dedup

@@ -13,9 +13,11 @@ from queue_runtime.abc import DeadLetters
 from queue_runtime.messages import Message, PeekedMessage
 
 from ..asyncio_bridge import AsyncioBridge
+from ..envelope import Extras
+from ..wire_ids import digest
 from .api import AzureApi
 from .browsing import Catch, dead_letters_of, peek, peeked
-from .codec import Entry, Extras, Received, decode, digest, encode
+from .codec import Entry, Received, decode, encode
 from .links import Arrival
 from .lone import is_lone, with_lone_session, without_lone_session
 from .sender import Exit

@@ -18,6 +18,7 @@ __all__ = [
     "header_name",
     "json_of",
     "optional_text",
+    "packed_headers",
     "text_of",
     "utf16_length",
 ]
@@ -77,6 +78,15 @@ def header_name(name: str) -> str:
     except ValidationError:
         return escape(name) or "_"
     return name
+
+
+def packed_headers(fields: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+    """The headers that could not travel under their own names."""
+    packed = fields.get("headers", {})
+    if isinstance(packed, dict) and all(isinstance(value, str) for value in packed.values()):
+        return {header_name(name): text_of(value) for name, value in packed.items()}
+    problems.append("headers is not an object of texts")
+    return {}
 
 
 def body_of(raw: Any) -> tuple[bytes, str | None]:

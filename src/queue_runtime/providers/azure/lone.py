@@ -9,7 +9,8 @@ import attrs
 
 from queue_runtime.messages import Message
 
-from .codec import GENERATED, Entry
+from ..wire_ids import GENERATED
+from .codec import Entry
 
 __all__ = ["is_lone", "with_lone_session", "without_lone_session"]
 

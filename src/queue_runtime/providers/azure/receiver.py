@@ -19,7 +19,8 @@ from queue_runtime.messages import Delivery, SessionId, Settlement, SettlementAc
 
 from ..asyncio_bridge import AsyncioBridge
 from .api import AzureApi, mapped
-from .codec import Received, dead_letter_words, decode, decode_id, encode_id
+from .broker_letters import dead_letter_words
+from .codec import Received, decode, decode_id, encode_id
 from .holds import Flight, FlightState, Hold, invalid_receipt, lock_lost
 from .intake import Intake, Take
 from .lone import is_lone, without_lone_session

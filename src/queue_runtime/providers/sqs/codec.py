@@ -23,13 +23,11 @@ What cannot be read
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from typing import Any, Final, Literal, TypeAlias, final
 from urllib.parse import quote, unquote
 
 import attrs
@@ -39,33 +37,32 @@ from queue_runtime.errors import ValidationError
 from queue_runtime.messages import DeadLetterInfo, Message, MessageId
 from queue_runtime.text import escape
 
+from ..envelope import (
+    ENVELOPE,
+    NOTHING_MORE,
+    Extras,
+    extras_of,
+    fields_of,
+    moment_of,
+    open_envelope,
+    read_field,
+    sealed,
+    with_less,
+)
+from ..wire_ids import GENERATED, GENERATED_ID, HASHED, digest
+
 __all__ = [
-    "ENVELOPE",
-    "GENERATED",
-    "MAX_DESCRIPTION",
-    "NOTHING_MORE",
     "Entry",
-    "Extras",
     "QueueKind",
     "Received",
     "carry_over",
     "decode",
     "decode_id",
-    "digest",
     "encode",
     "encode_id",
     "holding_group",
     "wire_size",
 ]
-
-ENVELOPE: Final = "queue-runtime"
-"""Name of the attribute that holds what has no attribute of its own."""
-
-GENERATED: Final = "~n:"
-"""Begins group and deduplication ids that stand for no id of the user's."""
-
-MAX_DESCRIPTION: Final = 4_096
-"""Characters kept of a dead letter's description."""
 
 Entry: TypeAlias = dict[str, Any]
 """Arguments of ``SendMessage``, or an entry of ``SendMessageBatch`` that still lacks its ``Id``."""
@@ -73,24 +70,18 @@ Entry: TypeAlias = dict[str, Any]
 QueueKind: TypeAlias = Literal["fifo", "standard", "holding"]
 """What kind of queue a message is in; ``holding`` is the FIFO queue where scheduled messages wait."""
 
-T = TypeVar("T")
-
-_VERSION: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NATIVE_HEADERS: Final = 9  # of ten attributes; one is the envelope
 _ESCAPED: Final = "~t:"
-_HASHED: Final = "~h:"
 _MAX_ID: Final = 128
 _UNSENT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that SQS refuses: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html"""
 _PLAIN_BYTES: Final = b"\t\n\r" + bytes(range(0x20, 0x80))
 """Those of ASCII that it takes."""
-_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 _ATTRIBUTE_NAME: Final = re.compile(
     r"(?!aws|amazon)(?!\.)(?:[A-Za-z0-9_-]|\.(?!\.|$)){1,256}", re.ASCII | re.IGNORECASE
 )
 _PLAIN_ID: Final = re.compile(r"(?!~[thn]:)[!-~]{1,128}")
-_GENERATED_ID: Final = re.compile(r"~n:[0-9a-f]{32,64}")
 
 
 # --- ids -----------------------------------------------------------------------------------------------
@@ -106,7 +97,7 @@ def encode_id(text: str) -> str:
     if _PLAIN_ID.fullmatch(text):
         return text
     escaped = _ESCAPED + _quoted(text)
-    return escaped if len(escaped) <= _MAX_ID else _HASHED + digest(text)
+    return escaped if len(escaped) <= _MAX_ID else HASHED + digest(text)
 
 
 def decode_id(wire: str) -> str | None:
@@ -122,17 +113,8 @@ def decode_id(wire: str) -> str | None:
 
 def _quoted(text: str) -> str:
     # All that SQS takes but the percent sign itself and the tilde, which begins the marks.
-    return quote(text, safe="!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-
-
-def digest(*parts: str) -> str:
-    """The SHA-256 of ``parts`` in hexadecimal digits; different parts give different ones."""
-    whole = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode()
-        whole.update(b"%d:" % len(encoded))
-        whole.update(encoded)
-    return whole.hexdigest()
+    # A foreign envelope may hold what UTF-8 does not have.
+    return quote(text, safe="!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
 
 
 def holding_group(message: Message, token: str) -> str:
@@ -148,27 +130,6 @@ def holding_group(message: Message, token: str) -> str:
 
 
 # --- sending -------------------------------------------------------------------------------------------
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Extras:
-    """What travels beside a message that was in a queue before.
-
-    Args:
-        message_id: Its identity there, where the sender gave it none.
-        dead_letter: Why it is, or was, a dead letter.
-        enqueued_at: When its queue accepted it.
-        sequence_number: Its position in that queue.
-    """
-
-    message_id: MessageId | None = None
-    dead_letter: DeadLetterInfo | None = None
-    enqueued_at: datetime | None = None
-    sequence_number: int | None = None
-
-
-NOTHING_MORE: Final = Extras()
 
 
 def encode(
@@ -200,11 +161,7 @@ def encode(
     excess = wire_size(entry) - max_bytes
     if excess <= 0:
         return entry
-    # ASCII in JSON: no character of the description took less than one byte.
-    info = extras.dead_letter
-    kept = max(0, len(info.description[:MAX_DESCRIPTION]) - excess)
-    shorter = attrs.evolve(info, description=info.description[:kept])
-    entry = _encode(message, token, kind, attrs.evolve(extras, dead_letter=shorter))
+    entry = _encode(message, token, kind, with_less(extras, excess))
     return entry if wire_size(entry) <= max_bytes else _encode(message, token, kind, NOTHING_MORE)
 
 
@@ -226,7 +183,7 @@ def _encode(message: Message, token: str, kind: QueueKind, extras: Extras) -> En
     session = message.session_id
     if kind != "standard":
         group = GENERATED + token if session is None else encode_id(session)
-        if session is not None and (kind == "holding" or group.startswith(_HASHED)):
+        if session is not None and (kind == "holding" or group.startswith(HASHED)):
             fields["session"] = session
         if kind == "holding":
             group = holding_group(message, token)
@@ -234,46 +191,26 @@ def _encode(message: Message, token: str, kind: QueueKind, extras: Extras) -> En
         entry["MessageGroupId"] = group
         entry["MessageDeduplicationId"] = GENERATED + token if wanted is None else encode_id(wanted)
     if fields:
-        # All ASCII, control characters escaped: nothing that SQS could refuse.
-        text = _to_json({"v": _VERSION, **fields})
-        attributes[ENVELOPE] = {"DataType": "String", "StringValue": text}
+        attributes[ENVELOPE] = {"DataType": "String", "StringValue": sealed(fields)}
     if attributes:
         entry["MessageAttributes"] = attributes
     return entry
 
 
 def _fields(message: Message, extras: Extras) -> dict[str, Any]:
+    due = message.scheduled_at
     values: list[tuple[str, Any]] = [
         ("id", message.message_id),
         ("correlation", message.correlation_id),
         ("type", message.content_type),
         ("ttl", message.time_to_live),
         ("dedup", message.deduplication_id),
-        ("due", _iso(message.scheduled_at)),
+        ("due", due and due.isoformat()),
     ]
-    if extras is not NOTHING_MORE:
-        dead = extras.dead_letter
-        values += [
-            ("was", None if message.message_id else extras.message_id),
-            ("sequence", extras.sequence_number),
-            ("dead", None if dead is None else _dead_letter_fields(dead)),
-            ("enqueued", _iso(extras.enqueued_at)),
-        ]
-    return {name: value for name, value in values if value is not None}
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
-
-
-def _dead_letter_fields(info: DeadLetterInfo) -> dict[str, Any]:
-    return {
-        "reason": info.reason,
-        "description": info.description[:MAX_DESCRIPTION],
-        "at": info.dead_lettered_at.isoformat(),
-        "first": None if info.first_failed_at is None else info.first_failed_at.isoformat(),
-        "count": info.delivery_count,
-    }
+    if message.message_id is None:
+        values.append(("was", extras.message_id))
+    fields = {name: value for name, value in values if value is not None}
+    return fields if extras is NOTHING_MORE else {**fields, **fields_of(extras)}
 
 
 def _encode_body(body: bytes) -> tuple[str, str | None]:
@@ -354,7 +291,7 @@ def decode(raw: Mapping[str, Any], kind: QueueKind) -> Received:
     problems: list[str] = []
     headers = _foreign_headers(raw.get("MessageAttributes") or {})
     envelope = headers.pop(ENVELOPE, None)
-    fields = _open_envelope(envelope, problems)
+    fields = open_envelope(envelope, problems)
     system = raw.get("Attributes") or {}
     group = system.get("MessageGroupId")
     values: dict[str, Any] = {
@@ -368,14 +305,9 @@ def decode(raw: Mapping[str, Any], kind: QueueKind) -> Received:
         values["correlation_id"] = fields.get("correlation")
         values["content_type"] = fields.get("type")
         values["time_to_live"] = fields.get("ttl")
-        values["scheduled_at"] = _read(fields, "due", _moment, problems)
+        values["scheduled_at"] = read_field(fields, "due", moment_of, problems)
         values["deduplication_id"] = fields.get("dedup")
-        earlier = Extras(
-            message_id=_read(fields, "was", MessageId, problems),
-            dead_letter=_read(fields, "dead", _dead_letter, problems),
-            enqueued_at=_read(fields, "enqueued", _moment, problems),
-            sequence_number=_read(fields, "sequence", _whole, problems),
-        )
+        earlier = extras_of(fields, problems)
     message = _message(_decode_body(raw.get("Body") or "", fields, problems), values, problems)
     if problems and envelope is not None:
         message = attrs.evolve(message, headers={**message.headers, ENVELOPE: envelope})
@@ -427,26 +359,6 @@ def _foreign_headers(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, s
     return headers
 
 
-def _open_envelope(text: str | None, problems: list[str]) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        problems.append("it is not a JSON object")
-        return {}
-    version = fields.get("v")
-    if type(version) is not int or version != _VERSION:
-        problems.append(
-            f"its version is {shown(version)}, this program reads {_VERSION}: "
-            "a newer one wrote it, or none of ours did"
-        )
-        return {}
-    return fields
-
-
 def _packed_headers(fields: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     packed = fields.get("headers", {})
     if isinstance(packed, dict):
@@ -468,7 +380,7 @@ def _session(
         problems.append("there is no message group")
         return None
     session = decode_id(group)
-    if session is not None or _GENERATED_ID.fullmatch(group):
+    if session is not None or GENERATED_ID.fullmatch(group):
         return session
     if isinstance(carried, str) and encode_id(carried) == group:
         return carried
@@ -512,49 +424,6 @@ def _message(body: bytes, values: dict[str, Any], problems: list[str]) -> Messag
         except ValidationError as error:
             problems.append(str(error))
     return message
-
-
-def _read(
-    fields: Mapping[str, Any], name: str, make: Callable[[Any], T], problems: list[str]
-) -> T | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    try:
-        return make(value)
-    except (ValueError, TypeError, LookupError, OverflowError):
-        problems.append(f"{name} cannot be read")
-        return None
-
-
-def _moment(value: Any) -> datetime:
-    moment = datetime.fromisoformat(value)
-    if moment.utcoffset() is None:
-        raise ValueError("no time zone")
-    return moment.astimezone(UTC)
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("not a whole number")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not text")
-    return value
-
-
-def _dead_letter(value: Any) -> DeadLetterInfo:
-    first = value["first"]
-    return DeadLetterInfo(
-        reason=_text(value["reason"]),
-        description=_text(value["description"])[:MAX_DESCRIPTION],
-        dead_lettered_at=_moment(value["at"]),
-        first_failed_at=None if first is None else _moment(first),
-        delivery_count=_whole(value["count"]),
-    )
 
 
 def _number(value: object) -> int | None:

@@ -20,8 +20,9 @@ from queue_runtime.abc import DeadLetters
 from queue_runtime.messages import DeadLetterInfo, MessageState, PeekedMessage
 
 from ..asyncio_bridge import AsyncioBridge
+from ..wire_ids import digest
 from .claims import MAX_RECEIVED, MOVED_FROM, Claims, Raw
-from .codec import Received, decode, digest
+from .codec import Received, decode
 from .settling import entry_of_move
 
 __all__ = ["MAX_DELIVERY_COUNT_EXCEEDED", "Graveyard", "SqsDeadLetters"]

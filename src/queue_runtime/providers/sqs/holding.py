@@ -18,8 +18,9 @@ import attrs
 
 from queue_runtime.errors import QueueError
 
+from ..wire_ids import digest
 from .claims import MAX_RECEIVED, Change, Claims, Raw
-from .codec import decode, digest
+from .codec import decode
 from .config import MAX_VISIBILITY
 from .polls import Poller
 from .settling import entry_of_move

@@ -24,8 +24,10 @@ from queue_runtime.messages import (
 )
 
 from ..asyncio_bridge import AsyncioBridge
+from ..envelope import Extras
+from ..wire_ids import digest
 from .claims import MAX_RECEIVED, Change, not_held
-from .codec import Extras, Received, decode, digest
+from .codec import Received, decode
 from .holds import Flight, FlightState, Hold, invalid_receipt, lock_lost
 from .polls import Claimed, Poller
 from .queues import Queue

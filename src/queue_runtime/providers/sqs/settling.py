@@ -14,9 +14,11 @@ import attrs
 from queue_runtime.errors import QueueError, Unsupported
 from queue_runtime.messages import Message, QueueName
 
+from ..envelope import Extras
+from ..wire_ids import GENERATED
 from .api import SqsApi
 from .claims import Change, Claims, Raw
-from .codec import GENERATED, Entry, Extras, carry_over, encode, wire_size
+from .codec import Entry, carry_over, encode, wire_size
 from .queues import Queue, Queues
 
 __all__ = ["Burial", "Work", "Workshop", "entry_of_move"]
