@@ -176,7 +176,7 @@ class Catch:
 
     async def close(self, rest: Sequence[Arrival] = ()) -> None:
         """Give back ``rest`` and what came and was not taken; never fails."""
-        await self._inlet.set_credit(0)
+        await self._inlet.drain()
         back = [*rest, *self._came]
         futures = await self._inlet.settle([(arrival, RELEASED) for arrival in back])
         if futures:

@@ -66,6 +66,11 @@ RELEASED: Final = Released()
 _GOODBYE: Final = 5.0
 """Seconds to wait for the peer to confirm that a link is closed; the message locks run out by themselves."""
 
+_DRAIN: Final = 1.0
+"""Seconds to wait for what is on its way when nobody wants it any more; what comes later comes again."""
+
+_FIRST: Final = asyncio.FIRST_COMPLETED
+
 _HANDLE: Final = 1
 """The only link of its AMQP session."""
 
@@ -300,6 +305,7 @@ class Inlet(_Attached):
         self.locked_until: float | None = None
         self._on_message: Callable[[Inlet, Arrival], None]
         self._settling: dict[int, tuple[str, asyncio.Future[None]]] = {}
+        self._drained: asyncio.Future[None] | None = None
 
     @property
     def credit(self) -> int:
@@ -313,6 +319,24 @@ class Inlet(_Attached):
         """
         if self.error is None and credit != self.credit:
             await self._link.flow(link_credit=credit)
+
+    async def drain(self) -> None:
+        """Take back all credit and wait until nothing is on its way any more; what was, has come. Never fails."""
+        if self.error is not None or self.credit <= 0:
+            return
+        self._drained = asyncio.get_running_loop().create_future()
+        with suppress(Exception):
+            await self._link.flow(link_credit=self.credit, drain=True)
+            await asyncio.wait((self._drained, self._detached), timeout=_DRAIN, return_when=_FIRST)
+
+    def flowed(self, frame: Any) -> None:
+        """The peer tells how far it is."""
+        count, credit = frame[5], frame[6]
+        if self._drained is not None and not credit and count is not None:
+            self._link.delivery_count = count
+            self._link.current_link_credit = 0
+            if not self._drained.done():
+                self._drained.set_result(None)
 
     async def settle(self, arrivals: Sequence[tuple[Arrival, Any]]) -> list[asyncio.Future[None]]:
         """Settle messages with the given outcomes, in order, without waiting in between.
@@ -366,6 +390,8 @@ class Inlet(_Attached):
 
     async def _arrived(self, frame: Any, message: Any) -> None:
         self._on_message(self, Arrival(frame[1], bytes(frame[2]), message))
+        if self._drained is not None and self.credit <= 0 and not self._drained.done():
+            self._drained.set_result(None)  # it was used up: there is nothing to answer
 
     def _fail_waiting(self, error: BaseException) -> None:
         settling, self._settling = self._settling, {}
@@ -471,6 +497,9 @@ class _ReceiverLink(_ReceiverBase):  # type: ignore[misc]  # the SDK's is not an
 
     async def _incoming_disposition(self, frame: Any) -> None:
         self._owner.settled(frame)
+
+    async def _incoming_flow(self, frame: Any) -> None:
+        self._owner.flowed(frame)
 
     async def _on_session_state_change(self) -> None:
         await super()._on_session_state_change()

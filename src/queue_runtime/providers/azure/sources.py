@@ -428,11 +428,12 @@ class PlainSource(Source):
 
     async def _open(self, window: int) -> None:
         try:
+            # Messages that come while it is closed again would stay locked.
             self._inlet = await self.intake.api.inlet(
-                self.intake.entity, self._arrived, self._lost, credit=window
+                self.intake.entity, self._arrived, self._lost, credit=0
             )
-            if self._is_idle:
-                await self._inlet.set_credit(0)
+            if not self._is_idle:
+                await self._inlet.set_credit(window)
         except Exception as error:
             self.intake.failed(error)
         finally:
@@ -596,7 +597,7 @@ class PlainSource(Source):
             self._opening.cancel()
             await asyncio.wait((self._opening,))
         if self._inlet is not None:
-            await self._inlet.set_credit(0)
+            await self._inlet.drain()
         parked = set(self._parked)
         self.buffer.clear()
         works = [
