@@ -16,6 +16,8 @@ from queue_runtime.errors import ConfigurationError, ValidationError
 from queue_runtime.messages import QueueName
 from queue_runtime.secret import Secret
 
+from ..option_checks import LOOPBACK, creates_nothing, matching, seconds, secret, some_text, whole
+
 __all__ = [
     "DOMAIN",
     "MAX_LOCK_DURATION",
@@ -65,10 +67,6 @@ _HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 _QUEUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")  # as azure-identity checks it
-_LOOPBACK: Final = re.compile(r"localhost|(?:[a-z0-9-]+\.)+localhost|127(?:\.[0-9]{1,3}){3}|::1")
-
-_Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
 
 # --- connection strings --------------------------------------------------------------------------------
 
@@ -202,51 +200,10 @@ def _check_credentials(parts: dict[str, str], problems: list[str]) -> None:
 # --- checks --------------------------------------------------------------------------------------------
 
 
-def _whole(least: int, most: int, unit: str) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValidationError(
-                f"{attribute.name} is {shown(value)}: expected a whole number of {unit} "
-                f"from {least} to {most}"
-            )
-
-    return check
-
-
-def _seconds(most: float) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-            raise ValidationError(
-                f"{attribute.name} is {shown(value)}: expected seconds, more than 0 and at most {most:.0f}"
-            )
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None:
-            return
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValidationError(f"{attribute.name} is {shown(value)}: expected {expected}")
-
-    return check
-
-
-def _check_text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ValidationError(f"{attribute.name} is {shown(value)}: expected some text, or nothing")
-
-
-def _check_secret(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not (isinstance(value, Secret) and value.reveal()):
-        raise ValidationError(f"{attribute.name} must be a Secret that is not empty")
-
-
 def _check_connection_string(
     instance: object, attribute: attrs.Attribute[Any], value: Secret | None
 ) -> None:
-    _check_secret(instance, attribute, value)
+    secret(instance, attribute, value)
     if value is not None:
         parse_connection_string(value.reveal())
 
@@ -270,14 +227,6 @@ def _check_custom_endpoint(
         or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
     ):
         raise ValidationError(expected)
-
-
-def _check_declare(_instance: object, _attribute: object, value: object) -> None:
-    if value is not False:
-        raise ValidationError(
-            "declare must be false: sending and receiving create nothing in a cloud account; "
-            "create queues with the portal, the Azure CLI or queue-runtime provision"
-        )
 
 
 # --- the configuration ---------------------------------------------------------------------------------
@@ -352,23 +301,23 @@ class AzureConfig:
     connection_string: Secret | None = attrs.field(default=None, validator=_check_connection_string)
     namespace: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.host),
-        validator=_matching(_HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
+        validator=matching(_HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
     )
     queue: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.queue),
-        validator=_matching(
+        validator=matching(
             _QUEUE,
             "1 to 260 of A-Z a-z 0-9 . _ / -, of which a letter or a digit is first and last",
         ),
     )
     tenant_id: str | None = attrs.field(
-        default=None, validator=_matching(_TENANT, "a directory's id or domain")
+        default=None, validator=matching(_TENANT, "a directory's id or domain")
     )
     client_id: str | None = attrs.field(
         default=None,
-        validator=_matching(_GUID, "an id such as 01234567-89ab-cdef-0123-456789abcdef"),
+        validator=matching(_GUID, "an id such as 01234567-89ab-cdef-0123-456789abcdef"),
     )
-    client_secret: Secret | None = attrs.field(default=None, validator=_check_secret)
+    client_secret: Secret | None = attrs.field(default=None, validator=secret)
     auth: AuthMode = attrs.field(
         default=attrs.Factory(_auth_of, takes_self=True),
         validator=attrs.validators.in_(
@@ -377,33 +326,36 @@ class AzureConfig:
     )
     sessions: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     deduplication: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    lock_duration: float = attrs.field(default=60.0, validator=_seconds(MAX_LOCK_DURATION))
-    max_delivery_count: int = attrs.field(default=10, validator=_whole(1, 2_000, "deliveries"))
+    lock_duration: float = attrs.field(default=60.0, validator=seconds(MAX_LOCK_DURATION))
+    max_delivery_count: int = attrs.field(default=10, validator=whole(1, 2_000, "deliveries"))
     transport: Literal["amqp", "websocket"] = attrs.field(
         default="amqp", validator=attrs.validators.in_(("amqp", "websocket"))
     )
     custom_endpoint: str | None = attrs.field(default=None, validator=_check_custom_endpoint)
-    verify: str | None = attrs.field(default=None, validator=_check_text)
+    verify: str | None = attrs.field(default=None, validator=some_text)
     insecure: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     max_message_bytes: int = attrs.field(
-        default=STANDARD_MESSAGE_BYTES, validator=_whole(1_024, MAX_MESSAGE_BYTES, "bytes")
+        default=STANDARD_MESSAGE_BYTES, validator=whole(1_024, MAX_MESSAGE_BYTES, "bytes")
     )
     prefetch: int = attrs.field(
         default=attrs.Factory(lambda config: 0 if config.sessions else 100, takes_self=True),
-        validator=_whole(0, 5_000, "messages"),
+        validator=whole(0, 5_000, "messages"),
     )
-    acceptors: int = attrs.field(default=4, validator=_whole(1, 100, "acceptors"))
-    accept_wait: float = attrs.field(default=10.0, validator=_seconds(60))
-    max_sessions: int = attrs.field(default=256, validator=_whole(1, 5_000, "sessions"))
+    acceptors: int = attrs.field(default=4, validator=whole(1, 100, "acceptors"))
+    accept_wait: float = attrs.field(default=10.0, validator=seconds(60))
+    max_sessions: int = attrs.field(default=256, validator=whole(1, 5_000, "sessions"))
     socket_timeout: float = attrs.field(
         default=attrs.Factory(
             lambda config: 0.02 if config.transport == "amqp" else 1.0, takes_self=True
         ),
-        validator=_seconds(60),
+        validator=seconds(60),
     )
-    connect_timeout: float = attrs.field(default=10.0, validator=_seconds(600))
-    operation_timeout: float = attrs.field(default=30.0, validator=_seconds(600))
-    declare: bool = attrs.field(default=False, validator=_check_declare)
+    connect_timeout: float = attrs.field(default=10.0, validator=seconds(600))
+    operation_timeout: float = attrs.field(default=30.0, validator=seconds(600))
+    declare: bool = attrs.field(
+        default=False,
+        validator=creates_nothing("the portal, the Azure CLI or queue-runtime provision"),
+    )
 
     def __attrs_post_init__(self) -> None:
         # Each text begins with the field it blames: whoever collects problems goes by that.
@@ -451,7 +403,7 @@ class AzureConfig:
                 )
         if self.transport != "amqp":
             raise ValidationError("transport is websocket, which an emulator does not speak")
-        if not self.insecure and not _LOOPBACK.fullmatch(said.host):
+        if not self.insecure and not LOOPBACK.fullmatch(said.host):
             raise ValidationError(
                 f"connection_string is for an emulator on {shown(said.host)}: without TLS everybody on the "
                 "way reads the messages; use one on this machine, or say insecure=true"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
@@ -14,6 +14,8 @@ from queue_runtime.config.structuring import shown
 from queue_runtime.errors import ConfigurationError, ValidationError
 from queue_runtime.messages import QueueName
 from queue_runtime.secret import Secret
+
+from ..option_checks import LOOPBACK, creates_nothing, matching, seconds, secret, some_text, whole
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -43,7 +45,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.fifo)?")
 _REGION: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ACCOUNT: Final = re.compile(r"[0-9]{12}")
 _ROLE: Final = re.compile(r"arn:[a-z-]+:iam::[0-9]{12}:role/\S+")
-_LOOPBACK: Final = re.compile(r"localhost|(?:[a-z0-9-]+\.)+localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 _DOMAINS: Final = (
     r"(?:amazonaws\.com(?:\.cn)?|amazonaws\.eu|api\.aws|api\.amazonwebservices\.(?:com\.cn|eu)"
@@ -58,49 +59,6 @@ _HOST: Final = re.compile(
 https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
 """
 
-_Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def _whole(least: int, most: int, unit: str) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValidationError(
-                f"{attribute.name} is {shown(value)}: expected a whole number of {unit} "
-                f"from {least} to {most}"
-            )
-
-    return check
-
-
-def _seconds(most: float) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-            raise ValidationError(
-                f"{attribute.name} is {shown(value)}: expected seconds, more than 0 and at most {most:.0f}"
-            )
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> _Validator:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is None:
-            return
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValidationError(f"{attribute.name} is {shown(value)}: expected {expected}")
-
-    return check
-
-
-def _check_text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ValidationError(f"{attribute.name} is {shown(value)}: expected some text, or nothing")
-
-
-def _check_secret(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not (isinstance(value, Secret) and value.reveal()):
-        raise ValidationError(f"{attribute.name} must be a Secret that is not empty")
-
 
 def _check_name(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is None:
@@ -109,14 +67,6 @@ def _check_name(_instance: object, attribute: attrs.Attribute[Any], value: Any) 
         raise ValidationError(
             f"{attribute.name} is {shown(value)}: SQS takes 1 to {_MAX_NAME} characters of "
             "A-Z a-z 0-9 - _, where FIFO queues end in .fifo"
-        )
-
-
-def _check_declare(_instance: object, _attribute: object, value: object) -> None:
-    if value is not False:
-        raise ValidationError(
-            "declare must be false: sending and receiving create nothing in a cloud account; "
-            "create queues with queue-runtime provision"
         )
 
 
@@ -264,7 +214,7 @@ class SqsConfig:
     )
     region: str | None = attrs.field(
         default=_from_queue_url(lambda address: address.region),
-        validator=_matching(_REGION, "a region such as eu-central-1"),
+        validator=matching(_REGION, "a region such as eu-central-1"),
     )
     queue_type: Literal["fifo", "standard"] = attrs.field(
         default=attrs.Factory(_type_of_queue, takes_self=True),
@@ -273,40 +223,40 @@ class SqsConfig:
     endpoint_url: str | None = attrs.field(default=None, validator=_check_endpoint)
     insecure: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     account_id: str | None = attrs.field(
-        default=None, validator=_matching(_ACCOUNT, "an account's 12 digits")
+        default=None, validator=matching(_ACCOUNT, "an account's 12 digits")
     )
-    access_key_id: Secret | None = attrs.field(default=None, validator=_check_secret)
-    secret_access_key: Secret | None = attrs.field(default=None, validator=_check_secret)
-    session_token: Secret | None = attrs.field(default=None, validator=_check_secret)
-    profile: str | None = attrs.field(default=None, validator=_check_text)
+    access_key_id: Secret | None = attrs.field(default=None, validator=secret)
+    secret_access_key: Secret | None = attrs.field(default=None, validator=secret)
+    session_token: Secret | None = attrs.field(default=None, validator=secret)
+    profile: str | None = attrs.field(default=None, validator=some_text)
     role_arn: str | None = attrs.field(
-        default=None, validator=_matching(_ROLE, "arn:aws:iam::123456789012:role/name")
+        default=None, validator=matching(_ROLE, "arn:aws:iam::123456789012:role/name")
     )
     # https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html has both patterns.
     role_session_name: str = attrs.field(
         default="queue-runtime",
-        validator=_matching(
+        validator=matching(
             re.compile(r"[\w+=,.@-]{2,64}", re.ASCII), "2 to 64 of A-Z a-z 0-9 _+=,.@-"
         ),
     )
     external_id: str | None = attrs.field(
         default=None,
-        validator=_matching(
+        validator=matching(
             re.compile(r"[\w+=,.@:/-]{2,1224}", re.ASCII), "2 to 1224 of A-Z a-z 0-9 _+=,.@:/-"
         ),
     )
-    lock_duration: int = attrs.field(default=30, validator=_whole(1, MAX_VISIBILITY, "seconds"))
-    wait_time: int = attrs.field(default=20, validator=_whole(0, MAX_WAIT, "seconds"))
+    lock_duration: int = attrs.field(default=30, validator=whole(1, MAX_VISIBILITY, "seconds"))
+    wait_time: int = attrs.field(default=20, validator=whole(0, MAX_WAIT, "seconds"))
     max_message_bytes: int = attrs.field(
-        default=MAX_MESSAGE_BYTES, validator=_whole(1_024, MAX_MESSAGE_BYTES, "bytes")
+        default=MAX_MESSAGE_BYTES, validator=whole(1_024, MAX_MESSAGE_BYTES, "bytes")
     )
-    max_connections: int = attrs.field(default=32, validator=_whole(2, 1_000, "connections"))
-    connect_timeout: float = attrs.field(default=5.0, validator=_seconds(600))
-    read_timeout: float = attrs.field(default=30.0, validator=_seconds(600))
+    max_connections: int = attrs.field(default=32, validator=whole(2, 1_000, "connections"))
+    connect_timeout: float = attrs.field(default=5.0, validator=seconds(600))
+    read_timeout: float = attrs.field(default=30.0, validator=seconds(600))
     dead_letter_queue: str | None = attrs.field(default=None, validator=_check_name)
     holding_queue: str | None = attrs.field(default=None, validator=_check_name)
-    max_delivery_count: int = attrs.field(default=100, validator=_whole(1, 1_000, "deliveries"))
-    declare: bool = attrs.field(default=False, validator=_check_declare)
+    max_delivery_count: int = attrs.field(default=100, validator=whole(1, 1_000, "deliveries"))
+    declare: bool = attrs.field(default=False, validator=creates_nothing("queue-runtime provision"))
 
     def __attrs_post_init__(self) -> None:
         # Each text begins with the field it blames: whoever collects problems goes by that.
@@ -347,7 +297,7 @@ class SqsConfig:
             if url is None or self.insecure:
                 continue
             parts = urlsplit(url)
-            if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname or ""):
+            if parts.scheme == "http" and not LOOPBACK.fullmatch(parts.hostname or ""):
                 raise ValidationError(
                     f"{name} is {shown(url)}: without TLS everybody on the way reads the messages; "
                     "use https, or say insecure=true"
