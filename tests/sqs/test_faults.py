@@ -369,16 +369,17 @@ async def test_many_polls_fail_and_are_asked_again_side_by_side(emulator: Emulat
 
         for _ in range(8):
             nursery.start_soon(receive)
+        resets = link.proxy.statistics().resets
         for _ in range(5):
-            resets = link.proxy.statistics().resets
             for _ in range(20):
                 link.proxy.cut_reply(matching=b"ReceiveMessage")
             await link.send(work(10, sessions=10))
             with trio.fail_after(SOON):
                 deliveries = [await arrived.receive() for _ in range(10)]
-            assert link.proxy.statistics().resets > resets
             assert by_session(deliveries) == in_order(10, sessions=10)
             await complete(receiver, deliveries)
+        # A poll that was under way before may bring a round its messages.
+        assert link.proxy.statistics().resets >= resets + 20
         nursery.cancel_scope.cancel()
         await link.assert_empty()
 

@@ -1,6 +1,6 @@
 """One client of the SDK on the bridge's loop: credentials, timeouts, and every error mapped.
 
-Nothing else here talks to SQS. The SDK's own retries are off: ours, above the ports, would multiply them.
+Nothing else here talks to SQS; the calls made all the time go through :mod:`.wire`. The SDK's own retries are off: ours, above the ports, would multiply them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,26 @@ from botocore.exceptions import (
     EndpointConnectionError,
     NoCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
 from queue_runtime.errors import ConnectionFailed, OperationTimeout, QueueError
 from queue_runtime.secret import Secret
 
 from .config import SqsConfig
 from .errors import Call, from_botocore, safe_cause
+from .wire import Wire
 
 __all__ = ["SqsApi", "never_arrived"]
 
-_FAILURES: Final = (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError)
-"""What a call of the SDK raises; all but the first two come through from below it."""
+_FAILURES: Final = (
+    BotoCoreError,
+    ClientError,
+    ResponseParserError,
+    aiohttp.ClientError,
+    OSError,
+    TimeoutError,
+)
+"""What a call of the SDK raises; all but the first three come through from below it."""
 
 
 @final
@@ -60,25 +69,28 @@ class SqsApi:
         stack = AsyncExitStack()
         try:
             session = await _session(config)
-            if await session.get_credentials() is None:
+            credentials = await session.get_credentials()
+            if credentials is None:
                 raise NoCredentialsError
+            wire = Wire(credentials)
             client = await stack.enter_async_context(
                 session.create_client(
                     "sqs",
                     region_name=config.region,
                     endpoint_url=config.endpoint_url,
-                    config=_client_config(config),
+                    config=_client_config(config, wire),
                 )
             )
         except _FAILURES as error:
             await stack.aclose()
             raise from_botocore(error, Call(operation="the SDK")) from safe_cause(error)
-        return cls(config, client, stack)
+        return cls(config, client, wire, stack)
 
-    def __init__(self, config: SqsConfig, client: Any, stack: AsyncExitStack) -> None:
+    def __init__(self, config: SqsConfig, client: Any, wire: Wire, stack: AsyncExitStack) -> None:
         self.calls: Counter[str] = Counter()
         self.region: str = client.meta.region_name
         self._client = client
+        self._wire = wire
         self._stack = stack
         # A long poll is answered within its wait, anything else at once; what exceeds that is lost.
         self._patience = config.read_timeout - config.wait_time
@@ -107,10 +119,13 @@ class SqsApi:
             QueueError: See :mod:`.errors`.
         """
         self.calls[operation] += 1
-        method = getattr(self._client, xform_name(operation))
+        answer: dict[str, Any]
         try:
             async with asyncio.timeout(self._patience + wait):
-                answer: dict[str, Any] = await method(**parameters)
+                if self._wire.knows(operation):
+                    answer = await self._wire.call(operation, parameters)
+                else:
+                    answer = await getattr(self._client, xform_name(operation))(**parameters)
         except _FAILURES as error:
             call = Call(operation=operation, queue=queue, size=size, count=count)
             raise from_botocore(error, call) from safe_cause(error)
@@ -132,8 +147,9 @@ def never_arrived(error: QueueError) -> bool:
     return isinstance(cause, ConnectTimeoutError)
 
 
-def _client_config(config: SqsConfig) -> AioConfig:
+def _client_config(config: SqsConfig, wire: Wire) -> AioConfig:
     return AioConfig(
+        http_session_cls=wire.open_session,
         connect_timeout=config.connect_timeout,
         read_timeout=config.read_timeout,
         max_pool_connections=config.max_connections,
