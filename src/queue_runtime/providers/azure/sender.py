@@ -31,7 +31,7 @@ from queue_runtime.messages import Message, SendResult
 from ..asyncio_bridge import AsyncioBridge
 from .amqp import array, long
 from .api import AzureApi, mapped
-from .codec import Entry, encode, identity, in_batch
+from .codec import Entry, encode, identity, in_batch, wire_size
 from .links import Outlet
 from .lone import with_lone_session
 from .outgoing import as_batch, as_message, encoded
@@ -65,11 +65,16 @@ class Outgoing:
 
     Args:
         entry: Its fields.
-        payload: All of it, encoded.
+        size: Bytes of it, encoded.
     """
 
     entry: Entry
-    payload: bytes
+    size: int
+
+    @property
+    def payload(self) -> bytes:
+        """All of it, encoded."""
+        return encoded(as_message(self.entry))
 
 
 @final
@@ -98,7 +103,7 @@ class Exit:
         return min(limit, self._outlet.max_message_size or limit)
 
     async def prepare(self, entries: Sequence[Entry]) -> list[Outgoing]:
-        """Encode messages.
+        """Measure messages.
 
         Raises:
             MessageTooLarge: One exceeds what the queue takes.
@@ -107,11 +112,10 @@ class Exit:
         limit = await self.open()
         prepared = []
         for entry in entries:
-            with mapped("send", self._entity):
-                payload = encoded(as_message(entry))
-            if len(payload) > limit:
-                raise MessageTooLarge(len(payload), limit)
-            prepared.append(Outgoing(entry, payload))
+            size = wire_size(entry)
+            if size > limit:
+                raise MessageTooLarge(size, limit)
+            prepared.append(Outgoing(entry, size))
         return prepared
 
     async def send(self, messages: Sequence[Outgoing]) -> list[QueueError | None]:
@@ -131,17 +135,16 @@ class Exit:
 
     async def _transfer(self, group: Sequence[Outgoing]) -> None:
         single = len(group) == 1
-        message = (
-            as_message(group[0].entry)
-            if single
-            else as_batch([each.payload for each in group], group[0].entry)
-        )
-        size = sum(len(each.payload) for each in group)
         async with self._window:
             await self.open()
             outlet = self._outlet
             assert outlet is not None, "it was opened"
-            with mapped("send", self._entity, size if single else 0):
+            with mapped("send", self._entity, group[0].size if single else 0):
+                message = (
+                    as_message(group[0].entry)
+                    if single
+                    else as_batch([each.payload for each in group], group[0].entry)
+                )
                 async with asyncio.timeout(self._timeout):
                     await (await outlet.send(message, self._timeout))
 
@@ -215,7 +218,7 @@ def _groups(messages: Sequence[Outgoing], most_bytes: int) -> Iterator[list[Outg
     group: list[Outgoing] = []
     size = 0
     for message in messages:
-        own = in_batch(len(message.payload))
+        own = in_batch(message.size)
         if group and (size + own > most_bytes or len(group) == _MOST_IN_TRANSFER):
             yield group
             group, size = [], 0
