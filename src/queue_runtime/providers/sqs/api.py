@@ -1,6 +1,7 @@
 """One client of the SDK on the bridge's loop: credentials, timeouts, and every error mapped.
 
-Nothing else here talks to SQS; the calls made all the time go through :mod:`.wire`. The SDK's own retries are off: ours, above the ports, would multiply them.
+Nothing else here talks to SQS; the calls made all the time go through :mod:`.wire`. The SDK's own retries are off:
+ours, above the ports, would multiply them.
 """
 
 from __future__ import annotations
