@@ -5,9 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
@@ -15,6 +12,8 @@ from types import FunctionType
 import pytest
 
 import queue_runtime
+
+from .fresh_python import run_python
 
 SOURCE = Path(__file__).parent.parent / "src" / "queue_runtime"
 
@@ -45,12 +44,8 @@ def test_import_loads_nothing_optional() -> None:
         "import queue_runtime\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))\n"
     )
-    # Coverage of the child would import modules before we look.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    loaded = {name.split(".")[0] for name in json.loads(run.stdout)}
+    [printed] = run_python(code)
+    loaded = {name.split(".")[0] for name in json.loads(printed)}
     assert "queue_runtime" in loaded
     assert loaded & NOT_LOADED == set()
 

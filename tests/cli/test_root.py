@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from queue_runtime.cli import root
 from queue_runtime.cli.output import Failure, exit_code, report
 from queue_runtime.cli.root import COMMANDS
 
+from ..fresh_python import run_python
 from .conftest import Cli
 
 
@@ -69,12 +69,7 @@ def test_help_loads_neither_commands_nor_rich() -> None:
         "    if name.split('.')[0] in ('rich', 'structlog', 'sqlite3')\n"
         "    or name.startswith('queue_runtime.cli.')))\n"
     )
-    # Coverage of the child would import modules before we look.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.splitlines()[-1] == "['queue_runtime.cli.output', 'queue_runtime.cli.root']"
+    assert run_python(code)[-1] == "['queue_runtime.cli.output', 'queue_runtime.cli.root']"
 
 
 def test_the_package_can_be_run() -> None:

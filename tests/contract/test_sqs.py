@@ -23,16 +23,10 @@ import trio
 from queue_runtime.abc import Provider
 from queue_runtime.messages import QueueName
 from queue_runtime.providers.sqs import FACTORY
-from queue_runtime.testing import (
-    Case,
-    CaseResult,
-    ContractEnvironment,
-    contract_cases,
-    run_case,
-    run_contract,
-)
+from queue_runtime.testing import Case, CaseResult, ContractEnvironment, contract_cases
 
 from ..sqs.emulator import sqs_for_tests
+from .waiting import check, run_waiting
 
 LOCK = 4
 DELIVERIES = 5
@@ -103,29 +97,11 @@ def environment(request: pytest.FixtureRequest) -> Iterator[ContractEnvironment]
 def waited(
     request: pytest.FixtureRequest, environment: ContractEnvironment
 ) -> dict[Case, CaseResult]:
-    """The cases that mostly wait have waited together."""
-    chosen = {
-        str(item.callspec.params["case"])
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and item.module is request.module
-    }
-
-    async def run() -> dict[Case, CaseResult]:
-        waiting = [case for case in contract_cases() if case.waits and case.name in chosen]
-        report = await run_contract(environment, waiting, concurrency=4)
-        return {result.case: result for result in report.results}
-
-    return trio.run(run)
+    return run_waiting(request, environment, concurrency=4)
 
 
 @pytest.mark.parametrize("case", contract_cases(), ids=str)
 def test_contract(
     case: Case, environment: ContractEnvironment, request: pytest.FixtureRequest
 ) -> None:
-    if not case.waits:
-        trio.run(run_case, case, environment)
-        return
-    waited: dict[Case, CaseResult] = request.getfixturevalue("waited")
-    error = waited[case].error
-    if error is not None:
-        raise error
+    check(case, environment, request)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -23,6 +21,8 @@ from queue_runtime.providers import (
     resolve_provider,
 )
 from queue_runtime.secret import SecretUrl
+
+from ..fresh_python import run_python
 
 CANARY = "canary-7Zq"
 
@@ -294,14 +294,4 @@ def test_importing_the_registry_loads_no_provider() -> None:
         "print([m for m in sys.modules if m.startswith('queue_runtime.providers.')"
         " or m in ('importlib.metadata', 'sqlite3')])"
     )
-    # Coverage of the child would import modules of its own.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert run.stdout.strip() == "[]"
+    assert run_python(code) == ["[]"]

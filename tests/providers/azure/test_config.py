@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +18,8 @@ from queue_runtime.providers import resolve_provider
 from queue_runtime.providers.azure import FACTORY, AzureConfig, AzureFactory
 from queue_runtime.providers.azure.config import ConnectionString, parse_connection_string
 from queue_runtime.secret import Secret
+
+from ...fresh_python import run_python
 
 CANARY = "canary7Zq"
 KEY = f"{CANARY}+/abc="
@@ -427,14 +426,6 @@ def test_the_factory() -> None:
     assert isinstance(FACTORY, ProviderFactory)
     assert resolve_provider("azure://orders") == (FACTORY, AzureConfig(namespace="orders"))
     assert resolve_provider(AzureConfig(namespace="orders"))[0] is FACTORY
-
-
-def run_python(code: str) -> list[str]:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    return run.stdout.splitlines()
 
 
 def test_reading_a_url_loads_no_sdk() -> None:

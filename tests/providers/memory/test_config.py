@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,8 @@ from queue_runtime.providers.memory import (
 )
 from queue_runtime.providers.memory.engine import QueueOptions
 from queue_runtime.providers.memory.errors import from_sqlite
+
+from ...fresh_python import run_python
 
 QUEUE = QueueName("orders")
 
@@ -178,12 +177,8 @@ def test_importing_the_package_loads_no_store() -> None:
     code = (
         "import json, sys, queue_runtime.providers.memory\nprint(json.dumps(sorted(sys.modules)))\n"
     )
-    # Coverage of the child would import modules before we look.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    loaded = set(json.loads(run.stdout))
+    [printed] = run_python(code)
+    loaded = set(json.loads(printed))
     assert "queue_runtime.providers.memory.config" in loaded
     assert not loaded & {"sqlite3", "queue_runtime.providers.memory.heap_engine"}
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,6 +14,8 @@ from queue_runtime.providers import resolve_provider
 from queue_runtime.providers.sqs import FACTORY, SqsConfig, SqsFactory
 from queue_runtime.providers.sqs.config import QueueAddress, parse_queue_url
 from queue_runtime.secret import Secret
+
+from ...fresh_python import run_python
 
 CANARY = "canary7Zq"
 ROLE = "arn:aws:iam::123456789012:role/worker"
@@ -327,16 +326,6 @@ def test_aws_settings_become_options() -> None:
         session_token=Secret("c"),
     )
     assert CANARY not in repr(config) + str(config)
-
-
-def run_python(code: str) -> list[str]:
-    """The lines that ``code`` prints in a fresh interpreter."""
-    # Coverage of the child would import modules before we look.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    return run.stdout.splitlines()
 
 
 def test_reading_a_url_loads_no_sdk() -> None:
