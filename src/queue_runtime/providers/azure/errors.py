@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, final
 
 import attrs
@@ -39,10 +37,11 @@ from queue_runtime.errors import (
 from queue_runtime.secret import MASK
 from queue_runtime.text import escape, scrub
 
+from ..http_headers import MAX_RETRY_AFTER, seconds_to_wait
+
 __all__ = ["Call", "from_azure", "from_condition", "safe_cause"]
 
 _MAX_TEXT: Final = 1_024
-_MAX_RETRY_AFTER: Final = 86_400.0  # a day: what says more is not meant for us
 _MAX_CHAIN: Final = 8
 
 
@@ -382,7 +381,7 @@ def _make(row: _Row, words: str, text: str) -> QueueError:
     error = row.error(f"{words}: {row.cure}")
     if row is _BUSY:
         wait = _WAIT_TEXT.search(text)
-        error.retry_after = None if wait is None else min(float(wait[1]), _MAX_RETRY_AFTER)
+        error.retry_after = None if wait is None else min(float(wait[1]), MAX_RETRY_AFTER)
     return error
 
 
@@ -468,7 +467,9 @@ def _from_http(error: Any, names: frozenset[str], call: Call) -> QueueError:
     text = str(getattr(error, "message", None) or error)
     code = getattr(getattr(error, "error", None), "code", None)
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    retry_after = _retry_after(headers)
+    retry_after = seconds_to_wait(
+        str(headers.get("Retry-After") or headers.get("retry-after") or "")
+    )
     words = _words(call, text) + (f" (HTTP status {status})" if isinstance(status, int) else "")
     row = None
     if "ClientAuthenticationError" in names:
@@ -488,22 +489,6 @@ def _from_http(error: Any, names: frozenset[str], call: Call) -> QueueError:
     if retry_after is not None:
         made.retry_after = retry_after
     return made
-
-
-def _retry_after(headers: Mapping[str, Any]) -> float | None:
-    """The header of RFC 9110, section 10.2.3: seconds or a date; ``None`` if absent or absurd."""
-    text = str(headers.get("Retry-After") or headers.get("retry-after") or "").strip()
-    seconds: float
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        seconds = float(text)
-    else:
-        try:
-            date = parsedate_to_datetime(text)
-        except (ValueError, TypeError, OverflowError):
-            return None
-        date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-        seconds = max(0.0, (date - datetime.now(UTC)).total_seconds())
-    return seconds if seconds <= _MAX_RETRY_AFTER else None
 
 
 # --- texts ---------------------------------------------------------------------------------------------

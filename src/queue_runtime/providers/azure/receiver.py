@@ -18,10 +18,11 @@ from queue_runtime.errors import LockLost, QueueError, Unsupported, ValidationEr
 from queue_runtime.messages import Delivery, SessionId, Settlement, SettlementAction
 
 from ..asyncio_bridge import AsyncioBridge
+from ..leases import invalid_receipt
 from .api import AzureApi, mapped
 from .broker_letters import dead_letter_words
 from .codec import Received, decode, decode_id, encode_id
-from .holds import Flight, FlightState, Hold, invalid_receipt, lock_lost
+from .holds import Flight, FlightState, Hold, lock_lost
 from .intake import Intake, Take
 from .lone import is_lone, without_lone_session
 from .sources import PlainSource, SessionSource, Work

@@ -19,6 +19,8 @@ from queue_runtime.errors import (
 )
 from queue_runtime.messages import QueueName, SessionId, Settlement
 
+from ..leases import lock_is_over
+
 if TYPE_CHECKING:
     import sqlite3  # not loaded for a broker in memory
 
@@ -34,14 +36,10 @@ __all__ = [
 
 def lock_lost(lease: Lease) -> LockLost:
     """The refusal of a call under a lock that is over."""
-    what = (
-        "a message without a session"
-        if lease.session_id is None
-        else f"session {lease.session_id!a}"
-    )
-    return LockLost(
-        f"the lock on {what} (token {lease.token}) is over: it expired, was released or was taken over; "
-        "handle for less than the lock's duration, renew the lock or make lock_duration longer"
+    return lock_is_over(
+        lease,
+        "it expired, was released or was taken over",
+        "handle for less than the lock's duration, renew the lock or make lock_duration longer",
     )
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, final
 
 import attrs
@@ -39,10 +37,11 @@ from queue_runtime.errors import (
 from queue_runtime.secret import MASK
 from queue_runtime.text import escape, scrub
 
+from ..http_headers import seconds_to_wait
+
 __all__ = ["Call", "from_botocore", "from_entry", "safe_cause"]
 
 _MAX_TEXT: Final = 1_024
-_MAX_RETRY_AFTER: Final = 86_400.0  # a day: what says more is not meant for us
 
 
 @final
@@ -287,7 +286,7 @@ def _from_response(response: Mapping[str, Any], call: Call) -> QueueError:
     metadata = _part(response, "ResponseMetadata")
     code = _text_of(said.get("Code")) or "Unknown"
     text = _text_of(said.get("Message"))
-    retry_after = _retry_after(_part(metadata, "HTTPHeaders"))
+    retry_after = seconds_to_wait(_text_of(_part(metadata, "HTTPHeaders").get("retry-after")))
     known = _from_code(code, text, retry_after, call)
     if known is not None:
         return known
@@ -340,22 +339,6 @@ def _row(code: str) -> _Row | None:
 def _normal(code: str) -> str:
     name = code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
     return f"Kms{name[4:]}" if name.startswith("KMS.") else name
-
-
-def _retry_after(headers: Mapping[str, Any]) -> float | None:
-    """The header of RFC 9110, section 10.2.3: seconds or a date; ``None`` if absent or absurd."""
-    text = _text_of(headers.get("retry-after")).strip()
-    seconds: float
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        seconds = float(text)
-    else:
-        try:
-            date = parsedate_to_datetime(text)
-        except (ValueError, TypeError, OverflowError):
-            return None
-        date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-        seconds = max(0.0, (date - datetime.now(UTC)).total_seconds())
-    return seconds if seconds <= _MAX_RETRY_AFTER else None
 
 
 # --- the SDK and the HTTP client -----------------------------------------------------------------------

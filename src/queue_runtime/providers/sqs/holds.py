@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import enum
 import math
-import time
 from datetime import datetime
-from typing import Final, final
+from typing import final
 
 from queue_runtime.abc import LOCAL_DEADLINE_FRACTION, Lease
-from queue_runtime.errors import InvalidReceipt, LockLost
-from queue_runtime.messages import SessionId, Settlement
+from queue_runtime.errors import LockLost
+from queue_runtime.messages import SessionId
 
+from ..leases import TOKENS, lock_is_over
 from .claims import Raw
 from .config import MAX_VISIBILITY
 
-__all__ = ["TOKENS", "Flight", "FlightState", "Hold", "Tokens", "invalid_receipt", "lock_lost"]
-
-
-@final
-class Tokens:
-    """Fencing tokens: microseconds of the wall clock, made growing within the process.
-
-    A session's next holder asks later than the one before, so its token is higher as far as the clocks of the
-    hosts agree. Correctness does not rest on it: the local deadline ends a lease before SQS lets others in.
-    """
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        """A token higher than all before."""
-        self._last = max(self._last + 1, time.time_ns() // 1_000)
-        return self._last
-
-
-TOKENS: Final = Tokens()
-"""Of the process: several connections in it may hold one session one after the other."""
+__all__ = ["Flight", "FlightState", "Hold", "lock_lost"]
 
 
 class FlightState(enum.Enum):
@@ -142,20 +121,8 @@ class Hold:
 
 def lock_lost(lease: Lease) -> LockLost:
     """The refusal of a call under a lease that is over."""
-    what = (
-        "a message without a session"
-        if lease.session_id is None
-        else f"session {lease.session_id!a}"
-    )
-    return LockLost(
-        f"the lock on {what} (token {lease.token}) is over: it expired, was given back, or everything under it "
-        "was settled; handle for less than lock_duration, renew in time, or make lock_duration longer"
-    )
-
-
-def invalid_receipt(settlement: Settlement) -> InvalidReceipt:
-    """The refusal of a settlement whose delivery is not in flight here."""
-    return InvalidReceipt(
-        f"this delivery of message {settlement.delivery.message_id!a} is not in flight at this receiver: it was "
-        "settled before, or came from another receiver; nothing changed"
+    return lock_is_over(
+        lease,
+        "it expired, was given back, or everything under it was settled",
+        "handle for less than lock_duration, renew in time, or make lock_duration longer",
     )

@@ -25,10 +25,11 @@ from queue_runtime.messages import (
 
 from ..asyncio_bridge import AsyncioBridge
 from ..envelope import Extras
+from ..leases import invalid_receipt
 from ..wire_ids import digest
 from .claims import MAX_RECEIVED, Change, not_held
 from .codec import Received, decode
-from .holds import Flight, FlightState, Hold, invalid_receipt, lock_lost
+from .holds import Flight, FlightState, Hold, lock_lost
 from .polls import Claimed, Poller
 from .queues import Queue
 from .settling import Burial, Work, Workshop
