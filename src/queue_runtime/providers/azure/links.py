@@ -63,7 +63,7 @@ ABANDONED: Final = Modified(
 )
 RELEASED: Final = Released()
 
-_GOODBYE: Final = 5.0
+_GOODBYE: Final = 2.0
 """Seconds to wait for the peer to confirm that a link is closed; the message locks run out by themselves."""
 
 _DRAIN: Final = 1.0

@@ -7,7 +7,7 @@ and does not work. Below it, though, the SDK's AMQP engine is made for sharing: 
 session carries links. So this module takes the SDK's engine (framing, types, TLS, WebSockets, SASL) and gives it
 what it lacks: one task that reads, writes that wait for nobody, and futures for what is awaited.
 
-It is the one place that knows the SDK's inside; ``tests/providers/azure/test_wire.py`` tells when that changes.
+It is the one place that knows the SDK's inside; ``tests/providers/azure/test_adapter.py`` tells when that changes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,467 @@
+"""What the contract does not reach: shared connections, the SDK's traps, lost links, wrong queues and keys."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import hmac
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+from uuid import uuid4
+
+import pytest
+import trio
+
+from queue_runtime.abc import Receiver, ReceiverOptions
+from queue_runtime.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionFailed,
+    LockLost,
+    OperationTimeout,
+    PermissionDenied,
+    QueueError,
+    QueueNotFound,
+    Throttled,
+    Unsupported,
+    ValidationError,
+)
+from queue_runtime.messages import (
+    Delivery,
+    Message,
+    QueueName,
+    SessionId,
+    Settlement,
+    SettlementAction,
+)
+from queue_runtime.providers.azure import FACTORY, AzureConfig
+from queue_runtime.secret import Secret
+
+pytest.importorskip("azure.servicebus", reason="the extra azure is not installed")
+pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
+
+from tests.azure.emulator_process import EmulatorProcess, emulator_process
+
+from queue_runtime.providers.azure.provider import AzureProvider
+
+SESSION = SessionId("session")
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    with emulator_process() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_fault_remains(emulator: EmulatorProcess) -> Iterator[None]:
+    yield
+    emulator.lift_faults()
+
+
+def new_queue(emulator: EmulatorProcess, *, sessions: bool, **settings: Any) -> QueueName:
+    name = f"adapter-{uuid4().hex[:12]}"
+    emulator.create_queue(name, requires_session=sessions, **settings)
+    return QueueName(name)
+
+
+@asynccontextmanager
+async def connected(emulator: EmulatorProcess, **options: Any) -> AsyncIterator[AzureProvider]:
+    config = AzureConfig(connection_string=Secret(emulator.connection_string), **options)
+    provider = await FACTORY.open(config)
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+async def take(receiver: Receiver, count: int, within: float = 5.0) -> list[Delivery]:
+    taken: list[Delivery] = []
+    with trio.fail_after(within):
+        while len(taken) < count:
+            taken += await receiver.receive(count - len(taken), within)
+    return taken
+
+
+async def complete(receiver: Receiver, deliveries: list[Delivery]) -> list[QueueError | None]:
+    return await receiver.settle([Settlement(d, SettlementAction.COMPLETE) for d in deliveries])
+
+
+# --- connections -------------------------------------------------------------------------------------------
+
+
+async def test_sessions_share_a_connection(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        before = provider.connections_opened
+        await sender.send([Message(b"", session_id=SessionId(f"s{n}")) for n in range(100)])
+        deliveries = await take(receiver, 100)
+        assert len({delivery.lease for delivery in deliveries}) == 100
+        assert emulator.counts(queue)["locked_sessions"] == 100
+        assert provider.connections_opened == before
+        assert await complete(receiver, deliveries) == [None] * 100
+
+
+async def test_a_thousand_sessions_leave_nothing_behind(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+
+        async def go_round(tag: str, count: int) -> Counter[str]:
+            await sender.send(
+                [Message(b"", session_id=SessionId(f"{tag}-{n}")) for n in range(count)]
+            )
+            left = count
+            while left:
+                deliveries = await receiver.receive(50, 5.0)
+                assert deliveries
+                assert await complete(receiver, deliveries) == [None] * len(deliveries)
+                await receiver.release([delivery.lease for delivery in deliveries])
+                left -= len(deliveries)
+            assert await receiver.receive(1, 0.3) == []
+            del deliveries
+            gc.collect()
+            return Counter(type(each).__name__ for each in gc.get_objects())
+
+        before = await go_round("warm", 100)
+        after = await go_round("many", 1_000)
+        grown = {name: n - before[name] for name, n in after.items() if n - before[name] > 50}
+        assert grown == {}
+        assert emulator.counts(queue)["locked_sessions"] == 0
+
+
+async def test_a_lost_connection_costs_its_leases_and_no_more(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1", session_id=SESSION), Message(b"2", session_id=SESSION)])
+        [first] = await take(receiver, 1)
+        lost = trio.Event()
+        first.lease.on_lost(lambda _: lost.set())
+        emulator.fault("drop", queue=str(queue))
+        with trio.fail_after(2.0):
+            await lost.wait()
+        assert isinstance(first.lease.lost, LockLost)
+        [error] = await complete(receiver, [first])
+        assert isinstance(error, LockLost)
+        again: list[Delivery] = []
+        with trio.fail_after(5.0):
+            while len(again) < 2:
+                try:
+                    again += await receiver.receive(2, 5.0)
+                except ConnectionFailed:
+                    continue
+        assert [delivery.body for delivery in again] == [b"1", b"2"]
+        assert again[0].lease.token > first.lease.token
+        assert await complete(receiver, again) == [None, None]
+        await sender.send([Message(b"3", session_id=SESSION)])
+        assert [delivery.body for delivery in await take(receiver, 1)] == [b"3"]
+
+
+async def test_a_detached_session_is_lost_by_event_and_comes_again(
+    emulator: EmulatorProcess,
+) -> None:
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1", session_id=SESSION)])
+        [first] = await take(receiver, 1)
+        lost = trio.Event()
+        first.lease.on_lost(lambda _: lost.set())
+        # Its own acceptors are next in line, and lose it as well.
+        assert emulator.fault("detach", queue=str(queue), session_id="session") >= 1
+        with trio.fail_after(2.0):
+            await lost.wait()
+        [again] = await take(receiver, 1)
+        assert again.lease is not first.lease
+        assert await complete(receiver, [again]) == [None]
+
+
+async def test_a_stolen_session_settles_nothing(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1", session_id=SESSION)])
+        [first] = await take(receiver, 1)
+        assert emulator.fault("steal_session", queue=str(queue), session_id="session")
+        [error] = await complete(receiver, [first])
+        assert isinstance(error, LockLost)
+        assert first.lease.lost is not None
+
+
+async def test_a_message_outlives_its_link(emulator: EmulatorProcess) -> None:
+    """The lock on a message without a session is not the link's: it is settled by its token."""
+    queue = new_queue(emulator, sessions=False)
+    async with connected(emulator, sessions=False) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1")])
+        [delivery] = await take(receiver, 1)
+        emulator.fault("detach", queue=str(queue))
+        with trio.fail_after(5.0):
+            while await receiver.renew([delivery.lease]) != [None]:
+                await receiver.receive(1, 0.01)
+        assert await complete(receiver, [delivery]) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
+# --- the SDK's traps ---------------------------------------------------------------------------------------
+
+
+async def test_cancelled_receives_leave_nothing_locked(emulator: EmulatorProcess) -> None:
+    """Trap 1: a receive for several that is cancelled drops what it already holds."""
+    queue = new_queue(emulator, sessions=False)
+    async with connected(emulator, sessions=False) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        other = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"%d" % n) for n in range(300)])
+        got: list[Delivery] = []
+        for turn in range(30):
+            with trio.move_on_after(0.0005 * turn):
+                got += await receiver.receive(10, 5.0)
+        rest = await take(other, 300 - len(got), within=3.0)
+        assert len({delivery.body for delivery in (*got, *rest)}) == 300
+        assert await complete(receiver, got) == [None] * len(got)
+        assert await complete(other, rest) == [None] * len(rest)
+
+
+@pytest.mark.parametrize("sessions", [True, False])
+async def test_settling_does_not_wait_for_a_pending_receive(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    """Trap 2: reads and writes share a lock that a read holds up to 0.2 s."""
+    queue = new_queue(emulator, sessions=sessions)
+    async with connected(emulator, sessions=sessions) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        name = SESSION if sessions else None
+        await sender.send([Message(b"", session_id=name) for _ in range(10)])
+        deliveries = await take(receiver, 10)
+        took: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.receive, 1, 60.0)
+            for delivery in deliveries:
+                await trio.sleep(0.02)
+                began = trio.current_time()
+                assert await receiver.renew([delivery.lease]) == [None]
+                assert await complete(receiver, [delivery]) == [None]
+                took.append(trio.current_time() - began)
+            nursery.cancel_scope.cancel()
+        assert sorted(took)[5] < 0.1
+
+
+async def test_accepting_ends_in_time_and_leaves_no_ghost(emulator: EmulatorProcess) -> None:
+    """Trap 3: the next available session was waited for ten times as long as asked."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(auto_accept=False))
+        began = trio.current_time()
+        assert await receiver.accept(None, 1.0) is None
+        assert 1.0 <= trio.current_time() - began < 1.25
+        for call in (receiver.accept(None, 60.0), receiver.receive(1, 60.0)):
+            with trio.move_on_after(0.1) as scope:
+                await call
+            assert scope.cancelled_caught
+            assert trio.current_time() - scope.deadline < 0.25
+        other = await provider.open_receiver(queue, ReceiverOptions())
+        for number in range(10):
+            with trio.move_on_after(0.003 * number):
+                await receiver.accept(None, 60.0)
+            await sender.send([Message(b"", session_id=SessionId(f"s{number}"))])
+            [delivery] = await take(other, 1, within=1.0)
+            assert await complete(other, [delivery]) == [None]
+            await other.release([delivery.lease])
+        assert emulator.counts(queue)["locked_sessions"] == 0
+
+
+async def test_a_stalled_broker_is_a_timeout() -> None:
+    """Trap 4: a send without a timeout hangs when the broker says nothing."""
+    with emulator_process() as emulator:
+        queue = new_queue(emulator, sessions=True)
+        options = {"operation_timeout": 0.5, "connect_timeout": 0.5}
+        async with connected(emulator, **options) as provider:
+            sender = await provider.open_sender(queue)
+            receiver = await provider.open_receiver(queue, ReceiverOptions())
+            await sender.send([Message(b"", session_id=SESSION)])
+            [delivery] = await take(receiver, 1)
+            emulator.fault("stall", queue=str(queue))
+            with trio.fail_after(3.0):
+                with pytest.raises(OperationTimeout):
+                    await sender.send([Message(b"", session_id=SESSION)])
+                [error] = await complete(receiver, [delivery])
+            assert isinstance(error, OperationTimeout)
+
+
+async def test_refusals_are_typed(emulator: EmulatorProcess) -> None:
+    """Trap 4 as well: a send refused without details hung for ever."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        emulator.fault("throttle", "SEND", queue=str(queue))
+        with trio.fail_after(3.0), pytest.raises(Throttled):
+            await sender.send([Message(b"", session_id=SESSION)])
+        [result] = await sender.send([Message(b"", session_id=SESSION)])
+        assert result.error is None
+
+
+async def test_senders_may_be_used_by_many_at_once(emulator: EmulatorProcess) -> None:
+    """Trap 5: the SDK's sender opens its link when first used, by whoever comes first, and twice."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+
+        async def send(name: str) -> None:
+            for number in range(10):
+                await sender.send([Message(b"%d" % number, session_id=SessionId(name))])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(send, f"s{number}")
+        order: dict[str | None, list[bytes]] = {}
+        for delivery in await take(receiver, 200):
+            order.setdefault(delivery.session_id, []).append(delivery.body)
+        assert list(order.values()) == [[b"%d" % n for n in range(10)]] * 20
+
+
+async def test_a_life_of_less_than_a_second_is_refused(emulator: EmulatorProcess) -> None:
+    """Trap 6: it became 0, which is for ever."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        with pytest.raises(ValidationError, match="whole ones"):
+            await sender.send([Message(b"", session_id=SESSION, time_to_live=0.5)])
+
+
+async def test_more_answers_than_the_sdk_gives_credit_for(emulator: EmulatorProcess) -> None:
+    """The SDK lets a management node answer ten thousand times, and then waits for ever."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        receiver = await provider.open_receiver(queue, ReceiverOptions(auto_accept=False))
+        lease = await receiver.accept(SESSION, 1.0)
+        assert lease is not None
+
+        async def ask() -> None:
+            for _ in range(550):
+                assert await receiver.get_state(lease) is None
+
+        with trio.fail_after(60.0):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(ask)
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_of_the_other_kind_is_found_out_at_once(emulator: EmulatorProcess) -> None:
+    plain, sessions = new_queue(emulator, sessions=False), new_queue(emulator, sessions=True)
+    async with connected(emulator, sessions=True) as provider:
+        with pytest.raises(ConfigurationError, match="has no sessions"):
+            await provider.open_receiver(plain, ReceiverOptions())
+    async with connected(emulator, sessions=False) as provider:
+        with pytest.raises((ConfigurationError, Unsupported), match="session"):
+            await provider.open_receiver(sessions, ReceiverOptions())
+        sender = await provider.open_sender(sessions)
+        with pytest.raises(QueueError, match="session"):
+            await sender.send([Message(b"")])
+
+
+async def test_a_queue_that_is_not_there(emulator: EmulatorProcess) -> None:
+    async with connected(emulator) as provider:
+        with pytest.raises(QueueNotFound, match="nowhere"):
+            await provider.open_sender(QueueName("nowhere"))
+        with pytest.raises(QueueNotFound, match="nowhere"):
+            await provider.open_receiver(QueueName("nowhere"), ReceiverOptions())
+        with pytest.raises(QueueNotFound, match="nowhere"):
+            await provider.open_dead_letters(QueueName("nowhere"))
+
+
+async def test_a_wrong_key_is_refused_and_not_shown(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    parts = dict(part.partition("=")[::2] for part in emulator.connection_string.split(";"))
+    parts["SharedAccessKey"] = "c2VjcmV0LWNhbmFyeS12YWx1ZQ=="
+    text = ";".join(f"{name}={value}" for name, value in parts.items())
+    provider = await FACTORY.open(AzureConfig(connection_string=Secret(text)))
+    try:
+        with pytest.raises((AuthenticationFailed, PermissionDenied)) as caught:
+            await provider.open_sender(queue)
+        assert parts["SharedAccessKey"] not in str(caught.value)
+    finally:
+        await provider.aclose()
+
+
+def over_tls(emulator: EmulatorProcess, **options: Any) -> AzureConfig:
+    parts = emulator.connection_string.split(";", 1)[1]
+    text = f"Endpoint=sb://orders.servicebus.windows.net/;{parts}"
+    endpoint = emulator.endpoint
+    return AzureConfig(connection_string=Secret(text), custom_endpoint=endpoint, **options)
+
+
+async def test_tls_is_verified() -> None:
+    with emulator_process(tls=True) as emulator:
+        queue = new_queue(emulator, sessions=True)
+        assert emulator.ca_file is not None
+        trusting = await FACTORY.open(over_tls(emulator, verify=emulator.ca_file))
+        try:
+            sender = await trusting.open_sender(queue)
+            receiver = await trusting.open_receiver(queue, ReceiverOptions())
+            await sender.send([Message(b"1", session_id=SESSION)])
+            assert await complete(receiver, await take(receiver, 1)) == [None]
+        finally:
+            await trusting.aclose()
+        doubtful = await FACTORY.open(over_tls(emulator))
+        try:
+            with trio.fail_after(5.0), pytest.raises(QueueError, match="certificate"):
+                await doubtful.open_sender(queue)
+        finally:
+            await doubtful.aclose()
+
+
+async def test_a_signature_made_beforehand_will_do(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator, sessions=True)
+    parts = dict(part.partition("=")[::2] for part in emulator.connection_string.split(";"))
+    place = emulator.endpoint.removeprefix("sb://")
+    audience = f"sb://{place}/{queue}"
+    expiry = int(time.time()) + 600
+    payload = f"{quote_plus(audience)}\n{expiry}".encode()
+    signed = hmac.new(parts["SharedAccessKey"].encode(), payload, hashlib.sha256).digest()
+    fields = {"sr": audience, "sig": b64encode(signed), "se": expiry}
+    fields["skn"] = parts["SharedAccessKeyName"]
+    text = (
+        f"Endpoint={emulator.endpoint};UseDevelopmentEmulator=true;"
+        f"SharedAccessSignature=SharedAccessSignature {urlencode(fields)}"
+    )
+    provider = await FACTORY.open(AzureConfig(connection_string=Secret(text)))
+    try:
+        sender = await provider.open_sender(queue)
+        [result] = await sender.send([Message(b"1", session_id=SESSION)])
+        assert result.error is None
+    finally:
+        await provider.aclose()
+
+
+async def test_a_host_that_does_not_answer() -> None:
+    text = (
+        "Endpoint=sb://127.0.0.1:9;SharedAccessKeyName=k;SharedAccessKey=a2V5;"
+        "UseDevelopmentEmulator=true"
+    )
+    provider = await FACTORY.open(AzureConfig(connection_string=Secret(text)))
+    try:
+        with trio.fail_after(5.0), pytest.raises(ConnectionFailed):
+            await provider.open_sender(QueueName("orders"))
+    finally:
+        await provider.aclose()
