@@ -27,7 +27,15 @@ class Layer(NamedTuple):
     """The only rows above that it may import; ``None`` means all of them."""
 
 
-SHARED = ("asyncio_bridge", "envelope", "http_headers", "leases", "option_checks", "wire_ids")
+SHARED = (
+    "asyncio_bridge",
+    "envelope",
+    "http_headers",
+    "leases",
+    "malformed",
+    "option_checks",
+    "wire_ids",
+)
 """What lies in ``providers/`` and is no provider but a help to all of them."""
 
 VALUES = ("errors", "secret", "text", "serialization", "messages", "session_keys", "handlers")

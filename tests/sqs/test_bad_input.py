@@ -36,8 +36,8 @@ from queue_runtime import (
 )
 from queue_runtime.abc import Provider, ReceiverOptions
 from queue_runtime.providers.envelope import ENVELOPE
+from queue_runtime.providers.malformed import MALFORMED
 from queue_runtime.providers.sqs import FACTORY
-from queue_runtime.providers.sqs.receiver import MALFORMED
 
 from .emulator import Emulator, Failure, open_emulator, require_emulator
 from .test_emulator import make_client

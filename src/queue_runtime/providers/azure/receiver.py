@@ -19,6 +19,7 @@ from queue_runtime.messages import Delivery, SessionId, Settlement, SettlementAc
 
 from ..asyncio_bridge import AsyncioBridge
 from ..leases import invalid_receipt
+from ..malformed import bury_malformed
 from .api import AzureApi, mapped
 from .broker_letters import dead_letter_words
 from .codec import Received, decode, decode_id, encode_id
@@ -27,10 +28,7 @@ from .intake import Intake, Take
 from .lone import is_lone, without_lone_session
 from .sources import PlainSource, SessionSource, Work
 
-__all__ = ["MALFORMED", "AzureReceiver"]
-
-MALFORMED: Final = "MalformedEnvelope"
-"""Dead-letter reason of a message whose property of ours is not what we write."""
+__all__ = ["AzureReceiver"]
 
 _MOST_UNSETTLED: Final = 5_000
 """Most messages of a session that may be unsettled, whatever was asked for: what an AMQP window holds."""
@@ -104,7 +102,7 @@ class AzureReceiver(Receiver):
                 self._check_open()  # what was taken is given back by closing
             deliveries, broken = self._deliveries(takes)
             if broken:
-                deliveries = await self._without(broken, deliveries)
+                deliveries = await bury_malformed(self.settle, broken, deliveries)
             if deliveries or not takes:
                 return deliveries
 
@@ -155,29 +153,6 @@ class AzureReceiver(Receiver):
         )
         self._sessions[source] = hold
         return hold
-
-    async def _without(
-        self, broken: Sequence[tuple[Delivery, str]], deliveries: list[Delivery]
-    ) -> list[Delivery]:
-        """Bury what cannot be read; where that is impossible it is delivered as far as it can be."""
-        settlements = [
-            Settlement(
-                delivery, SettlementAction.DEAD_LETTER, reason=MALFORMED, description=description
-            )
-            for delivery, description in broken
-        ]
-        answers: Sequence[QueueError | None]
-        with trio.CancelScope(shield=True):
-            try:
-                answers = await self.settle(settlements)
-            except QueueError as error:
-                answers = [error] * len(settlements)
-        buried = {
-            id(settlement.delivery)
-            for settlement, answer in zip(settlements, answers, strict=True)
-            if answer is None
-        }
-        return [delivery for delivery in deliveries if id(delivery) not in buried]
 
     async def accept(self, session_id: SessionId | None, timeout: float) -> Lease | None:
         self._check_open()

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final, final
+from typing import final
 
 import trio
 
@@ -26,6 +26,7 @@ from queue_runtime.messages import (
 from ..asyncio_bridge import AsyncioBridge
 from ..envelope import Extras
 from ..leases import invalid_receipt
+from ..malformed import bury_malformed
 from ..wire_ids import digest
 from .claims import MAX_RECEIVED, Change, not_held
 from .codec import Received, decode
@@ -34,10 +35,7 @@ from .polls import Claimed, Poller
 from .queues import Queue
 from .settling import Burial, Work, Workshop
 
-__all__ = ["MALFORMED", "SqsReceiver"]
-
-MALFORMED: Final = "MalformedEnvelope"
-"""Dead-letter reason of a message whose attribute of ours, or whose group, is not what we write."""
+__all__ = ["SqsReceiver"]
 
 
 @final
@@ -121,7 +119,7 @@ class SqsReceiver(Receiver):
             return []
         deliveries, broken = self._deliveries(claimed, asked_at)
         if broken:
-            deliveries = await self._without(broken, deliveries)
+            deliveries = await bury_malformed(self.settle, broken, deliveries)
         return deliveries
 
     async def _claim(self, count: int, timeout: float) -> tuple[Claimed | None, float]:
@@ -182,29 +180,6 @@ class SqsReceiver(Receiver):
     def _expiry(self, asked_at: float) -> datetime:
         left = asked_at + self.lock_duration - trio.current_time()
         return datetime.now(UTC) + timedelta(seconds=left)
-
-    async def _without(
-        self, broken: Sequence[tuple[Delivery, str]], deliveries: list[Delivery]
-    ) -> list[Delivery]:
-        """Bury what cannot be read; where that is impossible it is delivered as far as it can be."""
-        settlements = [
-            Settlement(
-                delivery, SettlementAction.DEAD_LETTER, reason=MALFORMED, description=description
-            )
-            for delivery, description in broken
-        ]
-        answers: Sequence[QueueError | None]
-        with trio.CancelScope(shield=True):
-            try:
-                answers = await self.settle(settlements)
-            except QueueError as error:
-                answers = [error] * len(settlements)
-        buried = {
-            id(settlement.delivery)
-            for settlement, answer in zip(settlements, answers, strict=True)
-            if answer is None
-        }
-        return [delivery for delivery in deliveries if id(delivery) not in buried]
 
     async def accept(self, session_id: SessionId | None, timeout: float) -> Lease | None:
         self._check_open()
