@@ -128,7 +128,9 @@ def coverage(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Kills, stalls and cut connections, in minutes; ``QUEUE_RUNTIME_SHORT=0`` runs the long form."""
     short = os.environ.get("QUEUE_RUNTIME_SHORT", "1")
-    session.install("-e", ".[test,sqs]")
+    # Without a C compiler the tests on Service Bus are skipped, and fail under CI.
+    can_build = os.environ.get("CI") or all(map(shutil.which, BUILD_TOOLS["azure"]))
+    session.install("-e", ".[test,sqs,servicebus-emulator]" if can_build else ".[test,sqs]")
     session.run(
         *("pytest", "-m", "chaos", *session.posargs),
         env={"QUEUE_RUNTIME_SHORT": short},

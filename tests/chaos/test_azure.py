@@ -1,0 +1,165 @@
+"""Several consumer processes on one session queue of Service Bus: killed, stopped, detached and reset, all at random.
+
+Against our emulator, with the real SDK; then the checker judges.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+import trio
+
+from queue_runtime import BreakerConfig, ClientConfig, open_client
+from queue_runtime.testing import Recorder
+from queue_runtime.testing.tcp_proxy import TcpFaultProxy, open_tcp_proxy
+
+from ..azure.emulator_process import EmulatorProcess, emulator_process
+from .fleet import PROCESSES, SHORT, Fleet, judge, send
+
+pytestmark = pytest.mark.chaos
+
+MESSAGES = 1_000 if SHORT else 10_000
+SESSIONS = 50 if SHORT else 200
+FAULTS = 6 if SHORT else 40
+LOCK = 3
+PAUSE = 0.4
+"""Seconds between batches: so that there is work while the faults last."""
+
+DEADLINE = 120.0 if SHORT else 600.0
+
+QUEUE = "jobs"
+ATTEMPTS = 4
+"""Tries of a message that fails: the queue's own limit counts every delivery and has to be high."""
+
+DELIVERIES = 1_000
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorProcess]:
+    for package in ("azure.servicebus", "proton"):
+        if not is_there(package):
+            text = f"no {package} here: see tests/azure/README.md"
+            pytest.fail(text) if os.environ.get("CI") else pytest.skip(text)
+    with emulator_process() as running:
+        yield running
+
+
+def is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False
+
+
+def url_of(emulator: EmulatorProcess, port: int | None = None) -> str:
+    """The emulator, or a proxy before it."""
+    own = f":{port_of(emulator)};"
+    text = emulator.connection_string
+    assert own in text
+    options = {
+        "connection_string": text if port is None else text.replace(own, f":{port};"),
+        "deduplication": "true",
+        "lock_duration": LOCK,
+        "max_delivery_count": DELIVERIES,
+        "connect_timeout": 5,
+        "operation_timeout": 5,
+    }
+    return f"azure://?{urlencode(options)}"
+
+
+def port_of(emulator: EmulatorProcess) -> int:
+    port = urlsplit(emulator.endpoint).port
+    assert port is not None
+    return port
+
+
+async def break_connections(
+    emulator: EmulatorProcess,
+    proxy: TcpFaultProxy,
+    randomness: random.Random,
+    scope: trio.CancelScope,
+) -> None:
+    """Frames that never arrive, links detached by force, a session's or all, and all connections at once."""
+    with scope:
+        while True:
+            await trio.sleep(randomness.uniform(0.2, 1.0))
+            match randomness.choice(("reset", "request", "reply", "detach", "session")):
+                case "reset":
+                    proxy.reset_all()
+                case "request":
+                    proxy.cut_request(after=randomness.randrange(2_000))
+                case "reply":
+                    proxy.cut_reply(after=randomness.randrange(2_000))
+                case "detach":
+                    emulator.fault("detach", queue=QUEUE)
+                case _:
+                    for number in randomness.sample(range(SESSIONS), 5):
+                        emulator.fault("detach", queue=QUEUE, session_id=f"session-{number}")
+
+
+async def drained(emulator: EmulatorProcess) -> None:
+    """Return once there is nothing left to deliver."""
+    while True:
+        if not emulator.counts(QUEUE)["active"]:
+            break
+        await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize("settlement", ["strict"])
+async def test_kills_pauses_detaches_and_resets_lose_reorder_and_overlap_nothing(
+    emulator: EmulatorProcess, tmp_path: Path, settlement: str
+) -> None:
+    randomness = random.Random(f"azure-{settlement}-1")
+    emulator.create_queue(
+        QUEUE,
+        requires_session=True,
+        lock_duration=LOCK,
+        max_delivery_count=DELIVERIES,
+        # What is sent again as nobody knows whether it arrived is a duplicate.
+        duplicate_window=3_600.0,
+    )
+    config = ClientConfig(breaker=BreakerConfig(failure_threshold=50, open_duration=0.2))
+    with trio.fail_after(DEADLINE), Recorder("test", path=tmp_path / "test.jsonl") as recorder:
+        async with (
+            open_tcp_proxy("127.0.0.1", port_of(emulator)) as proxy,
+            open_client(url_of(emulator)) as observer,
+            open_client(url_of(emulator, proxy.port), config=config) as client,
+            trio.open_nursery() as nursery,
+        ):
+            fleet = Fleet(
+                nursery=nursery,
+                url=url_of(emulator, proxy.port),
+                queue=QUEUE,
+                folder=tmp_path,
+                settlement=settlement,
+                lock=LOCK,
+                recorder=recorder,
+                attempts=ATTEMPTS,
+            )
+            for _ in range(PROCESSES):
+                await fleet.start()
+            network = trio.CancelScope()
+            nursery.start_soon(break_connections, emulator, proxy, randomness, network)
+            async with trio.open_nursery() as working:
+                sending = partial(send, messages=MESSAGES, sessions=SESSIONS, pause=PAUSE)
+                working.start_soon(sending, client, QUEUE, recorder)
+                for _ in range(FAULTS):
+                    await trio.sleep(randomness.uniform(0.3, 1.5))
+                    await fleet.strike(randomness)
+            await drained(emulator)
+            network.cancel()
+            proxy.heal()
+            await fleet.drain()
+            letters = await observer.dead_letters(QUEUE)
+            async for letter in letters.find():
+                recorder.found_dead(letter)
+            assert proxy.statistics().resets > FAULTS
+            print(proxy.statistics(), emulator.statistics())
+    judge(fleet)
