@@ -42,6 +42,8 @@ from queue_runtime.providers.azure.foreign import BODY_HEADER
 from queue_runtime.providers.envelope import ENVELOPE, MAX_DESCRIPTION, NOTHING_MORE, Extras
 from queue_runtime.providers.wire_ids import GENERATED, digest
 
+from ..strategies import dead_letters, moments, printable
+
 TOKEN = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
 NOW = datetime(2026, 5, 4, 3, 2, 1, 987_654, tzinfo=UTC)
@@ -86,7 +88,6 @@ def foreign(**sections: Any) -> Received:
 
 # --- round trips ---------------------------------------------------------------------------------------
 
-printable = st.characters(exclude_categories=("Cc", "Cs"))
 marks = st.sampled_from(
     ["~h:", "~n:", "~f:", "~", "%", "%0A", "~h:" + "0" * 64, GENERATED + TOKEN, "~f:%0A", "😀"]
 )
@@ -104,9 +105,6 @@ names = st.one_of(
         [ENVELOPE, BODY_HEADER, "DeadLetterReason", "DeadLetterErrorDescription", *NATIVE_HEADERS]
     ),
 )
-moments = st.integers(0, 2 * 10**15).map(
-    lambda microseconds: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-)
 messages = st.builds(
     Message,
     st.binary(max_size=600),
@@ -118,14 +116,6 @@ messages = st.builds(
     time_to_live=st.none() | st.integers(1, MAX_TIME_TO_LIVE).map(float),
     scheduled_at=st.none() | moments,
     deduplication_id=st.none() | ids,
-)
-dead_letters = st.builds(
-    DeadLetterInfo,
-    reason=texts,
-    description=texts,
-    dead_lettered_at=moments,
-    first_failed_at=st.none() | moments,
-    delivery_count=st.integers(0, 10**9),
 )
 extras_ = st.builds(
     Extras,

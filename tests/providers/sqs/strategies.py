@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from hypothesis import strategies as st
 
-from queue_runtime.messages import DeadLetterInfo, Message, MessageId
+from queue_runtime.messages import Message, MessageId
 from queue_runtime.providers.envelope import ENVELOPE, Extras
 from queue_runtime.providers.wire_ids import GENERATED
 
+from ..strategies import dead_letters, moments, printable
+
 TOKEN = "0123456789abcdef" * 2
 
-printable = st.characters(exclude_categories=("Cc", "Cs"))
 acceptable = st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff")
 plain = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
 marks = st.sampled_from(
@@ -37,9 +36,6 @@ names = st.one_of(
 bodies = st.one_of(
     st.binary(max_size=60), texts.map(str.encode), st.sampled_from([b"", b"-", b"\0"])
 )
-moments = st.integers(0, 2 * 10**15).map(
-    lambda microseconds: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-)
 messages = st.builds(
     Message,
     bodies,
@@ -51,14 +47,6 @@ messages = st.builds(
     time_to_live=st.none() | st.floats(1e-6, 3e8),
     scheduled_at=st.none() | moments,
     deduplication_id=st.none() | ids,
-)
-dead_letters = st.builds(
-    DeadLetterInfo,
-    reason=texts,
-    description=texts,
-    dead_lettered_at=moments,
-    first_failed_at=st.none() | moments,
-    delivery_count=st.integers(0, 10**9),
 )
 extras_ = st.builds(
     Extras,

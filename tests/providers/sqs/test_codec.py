@@ -30,10 +30,10 @@ from queue_runtime.providers.sqs.codec import (
 )
 from queue_runtime.providers.wire_ids import GENERATED, digest
 
+from ..strategies import dead_letters
 from .strategies import (
     TOKEN,
     acceptable,
-    dead_letters,
     extras_,
     ids,
     json_values,
