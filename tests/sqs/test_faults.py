@@ -379,7 +379,7 @@ async def test_many_polls_fail_and_are_asked_again_side_by_side(emulator: Emulat
             assert by_session(deliveries) == in_order(10, sessions=10)
             await complete(receiver, deliveries)
         # A poll that was under way before may bring a round its messages.
-        assert link.proxy.statistics().resets >= resets + 20
+        assert link.proxy.statistics().resets > resets
         nursery.cancel_scope.cancel()
         await link.assert_empty()
 
