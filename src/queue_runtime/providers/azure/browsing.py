@@ -170,7 +170,6 @@ class Catch:
         with mapped("delete", self._entity):
             for future in futures:
                 if not future.done():
-                    future.cancel()
                     raise TimeoutError("not confirmed in time")
                 future.result()
 

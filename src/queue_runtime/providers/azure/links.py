@@ -39,6 +39,8 @@ from azure.servicebus._pyamqp.error import (
 from azure.servicebus._pyamqp.outcomes import Accepted, Modified, Rejected, Released
 from azure.servicebus._pyamqp.receiver import check_disposition_outcome, outcome_name
 
+from queue_runtime.errors import InvalidReceipt
+
 from .amqp import source as source_of
 from .amqp import uint
 from .wire import Wire
@@ -347,10 +349,18 @@ class Inlet(_Attached):
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
         for arrival, outcome in arrivals:
+            before = self._settling.get(arrival.delivery_id)
+            if before is not None:  # whoever asked did not wait for the answer
+                futures.append(before[1])
+                continue
             future: asyncio.Future[None] = loop.create_future()
+            future.add_done_callback(_look)
             futures.append(future)
             if self.error is not None:
                 future.set_exception(self.error)
+                continue
+            if arrival.tag not in self._link._received_delivery_tags:
+                future.set_exception(InvalidReceipt("this delivery was settled before"))
                 continue
             self._settling[arrival.delivery_id] = outcome_name(outcome), future
             try:
@@ -467,6 +477,12 @@ class Outlet(_Attached):
         for stored in list(self._sending):
             if not stored.done():
                 stored.set_exception(error)
+
+
+def _look(future: asyncio.Future[None]) -> None:
+    """Nobody may be left to look at the answer."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _rejection(reason: Any, state: Any) -> Exception:

@@ -26,7 +26,7 @@ from .codec import Received, decode, decode_id, encode_id
 from .holds import Flight, FlightState, Hold, lock_lost
 from .intake import Intake, Take
 from .lone import is_lone, without_lone_session
-from .sources import PlainSource, SessionSource, Work
+from .sources import PlainSource, SessionSource, Work, is_settled
 
 __all__ = ["AzureReceiver"]
 
@@ -174,7 +174,10 @@ class AzureReceiver(Receiver):
             self._check_open()
         self.lock_duration = self._intake.locks.duration
         name = session_id if session_id is not None else decode_id(source.session_id)
-        return self._new_session(source, name).lease
+        hold = self._new_session(source, name)
+        if source.is_disowned:  # lost on its way here
+            self._lose(hold)
+        return hold.lease
 
     # --- settling ----------------------------------------------------------------------------------
 
@@ -204,7 +207,7 @@ class AzureReceiver(Receiver):
             # Whatever has no answer may or may not have happened, and can be tried again.
             for position, (number, hold, flight, _) in enumerate(taken):
                 answer = None if said is None else said[position]
-                over = said is not None and (answer is None or isinstance(answer, LockLost))
+                over = said is not None and is_settled(answer)
                 hold.conclude(flight, over=over)
                 if isinstance(answer, LockLost):
                     answer = self._lose(hold)
@@ -398,6 +401,7 @@ class AzureReceiver(Receiver):
 
     def _source_lost(self, source: SessionSource, error: QueueError) -> None:
         """The broker took a session away, or its connection is gone."""
+        source.is_disowned = True  # what was taken from it may still be on its way here
         hold = self._sessions.get(source)
         if hold is not None:
             lost = lock_lost(hold.lease)

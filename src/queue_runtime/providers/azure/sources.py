@@ -21,7 +21,7 @@ from azure.servicebus._common.constants import (
     REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION,
 )
 
-from queue_runtime.errors import LockLost, OperationTimeout, QueueError
+from queue_runtime.errors import InvalidReceipt, LockLost, OperationTimeout, QueueError
 from queue_runtime.messages import SettlementAction
 
 from .amqp import array
@@ -31,7 +31,7 @@ from .links import ABANDONED, COMPLETED, RELEASED, Arrival, Inlet, dead_lettered
 if TYPE_CHECKING:
     from .intake import Intake
 
-__all__ = ["LockClock", "PlainSource", "SessionSource", "Source", "Work"]
+__all__ = ["LockClock", "PlainSource", "SessionSource", "Source", "Work", "is_settled"]
 
 _SHORTEST_LOCK: Final = 5.0
 """Seconds of the shortest lock that a queue can have (``PT5S``)."""
@@ -141,7 +141,6 @@ class Source:
         answers: list[QueueError | None] = []
         for future in futures:
             if not future.done():
-                future.cancel()
                 answers.append(
                     OperationTimeout(
                         f"{operation} on {self.intake.entity}: not confirmed within {self.intake.patience:g} s"
@@ -252,7 +251,7 @@ class SessionSource(Source):
             if late:
                 answers.update(await self._park(late))
         finally:
-            self.unsettled -= sum(1 for work in now if _is_settled(answers.get(work, _UNSAID)))
+            self.unsettled -= sum(1 for work in now if is_settled(answers.get(work, _UNSAID)))
             if goes_back:
                 await self._go_on()
             else:
@@ -492,7 +491,7 @@ class PlainSource(Source):
         for said in await asyncio.gather(*asked, self._park(late)):
             answers.update(said)
         for work in works:
-            if work not in late and _is_settled(answers[work]):
+            if work not in late and is_settled(answers[work]):
                 self._drop(work.arrival)
                 if taken:
                     self.unsettled -= 1
@@ -622,9 +621,9 @@ _DISPOSITIONS: Final = {
 }
 
 
-def _is_settled(answer: QueueError | None) -> bool:
+def is_settled(answer: QueueError | None) -> bool:
     """Whether nothing is left to settle: it was settled, or its lock is over."""
-    return answer is None or isinstance(answer, LockLost)
+    return answer is None or isinstance(answer, (InvalidReceipt, LockLost))
 
 
 def _tokens(arrivals: Sequence[Arrival]) -> Any:
