@@ -287,10 +287,10 @@ class AzureConfig:
             they were made for, up to 104,857,600.
         prefetch: Messages asked for ahead. Only without sessions, where 100 is the default: locks of messages
             that wait here are running.
-        acceptors: How many wait for the next session at once, each with a connection of its own.
+        acceptors: How many wait for the next session at once, each by a link of its own on the shared connection.
         accept_wait: Seconds that one of them waits before it asks anew.
-        max_sessions: Most sessions held at once by one receiver; each costs a TCP connection, of which a
-            namespace takes 5,000.
+        max_sessions: Most sessions held at once by one receiver; each costs a link, and a connection is opened for
+            every thousand of them.
         socket_timeout: Seconds for which reading keeps the socket from writing: short means quick answers and
             some idle work. By default 0.02, over WebSocket 1.
         connect_timeout: Seconds to wait for a connection and its link.
