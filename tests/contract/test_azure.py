@@ -1,8 +1,4 @@
-"""Azure Service Bus keeps the contract: queues with sessions and without, on the emulator, with the real SDK.
-
-``QUEUE_RUNTIME_TEST_AZURE_URL`` names a namespace or Microsoft's emulator to run against instead; see
-``tests/azure/place.py`` for the queues that have to be there.
-"""
+"""Azure Service Bus keeps the contract: queues with sessions and without, on the emulator, with the real SDK."""
 
 from __future__ import annotations
 
