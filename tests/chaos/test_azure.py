@@ -112,7 +112,7 @@ async def drained(emulator: EmulatorProcess) -> None:
         await trio.sleep(0.1)
 
 
-@pytest.mark.parametrize("settlement", ["strict"])
+@pytest.mark.parametrize("settlement", ["strict", "pipelined"])
 async def test_kills_pauses_detaches_and_resets_lose_reorder_and_overlap_nothing(
     emulator: EmulatorProcess, tmp_path: Path, settlement: str
 ) -> None:
