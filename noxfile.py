@@ -132,7 +132,7 @@ def chaos(session: nox.Session) -> None:
     can_build = os.environ.get("CI") or all(map(shutil.which, BUILD_TOOLS["azure"]))
     session.install("-e", ".[test,sqs,servicebus-emulator]" if can_build else ".[test,sqs]")
     session.run(
-        *("pytest", "-m", "chaos", *session.posargs),
+        *("pytest", "-m", "chaos", "tests/chaos", *session.posargs),
         env={"QUEUE_RUNTIME_SHORT": short},
     )
 
