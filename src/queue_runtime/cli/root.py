@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "dlq": _entry("dead_letters", "dlq", "Work with dead letters: list, show, export, redrive, purge."),
     "provision": _entry("provision", "provision", "Create a queue where the broker wants it beforehand."),
     "config": _entry("config", "config", "Show or check the configuration."),
+    "emulator": _entry("emulator", "emulator", "Run a broker's emulator, for development."),
     "bench": _entry("bench", "bench", "Measure throughput, latency and memory."),
 }  # fmt: skip
 """Every command with where it lives and its line in the help, so that showing the help imports none of them."""
