@@ -38,7 +38,7 @@ EVERYTHING = (
     "azure://orders?sessions=no&deduplication=yes&lock_duration=30&max_delivery_count=5"
     "&transport=websocket&custom_endpoint=sb://gate.test:8443&verify=/etc/ca.pem"
     "&max_message_bytes=104857600&prefetch=7&acceptors=2&accept_wait=3.5&max_sessions=9"
-    "&socket_timeout=0.5&connect_timeout=1&operation_timeout=2&declare=false&insecure=no"
+    "&connect_timeout=1&operation_timeout=2&declare=false&insecure=no"
 )
 CLIENT = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -107,7 +107,6 @@ def problems(url: str) -> tuple[str, ...]:
                 acceptors=2,
                 accept_wait=3.5,
                 max_sessions=9,
-                socket_timeout=0.5,
                 connect_timeout=1.0,
                 operation_timeout=2.0,
             ),
@@ -147,7 +146,7 @@ def test_urls(url: str, expected: AzureConfig) -> None:
         ("azure://orders?sessions=no&prefetch=5001", "a whole number of messages from 0 to 5000"),
         ("azure://orders?lock_duration=301", "more than 0 and at most 300"),
         ("azure://orders?lock_duration=0", "lock_duration is 0.0"),
-        ("azure://orders?socket_timeout=0", "socket_timeout is 0.0: expected seconds"),
+        ("azure://orders?accept_wait=0", "accept_wait is 0.0: expected seconds"),
         ("azure://orders?max_message_bytes=1023", "from 1024 to 104857600"),
         ("azure://orders?acceptors=0", "acceptors is 0"),
         ("azure://orders?max_delivery_count=0", "max_delivery_count is 0"),
@@ -261,8 +260,6 @@ def test_the_whole_name_of_the_namespace(config: AzureConfig, expected: str | No
 def test_defaults_that_follow_other_values() -> None:
     assert AzureConfig(namespace="orders").prefetch == 0
     assert AzureConfig(namespace="orders", sessions=False).prefetch == 100
-    assert AzureConfig(namespace="orders").socket_timeout == 0.02
-    assert AzureConfig(namespace="orders", transport="websocket").socket_timeout == 1.0
 
 
 def test_an_emulator_elsewhere_needs_a_word() -> None:

@@ -291,8 +291,6 @@ class AzureConfig:
         accept_wait: Seconds that one of them waits before it asks anew.
         max_sessions: Most sessions held at once by one receiver; each costs a link, and a connection is opened for
             every thousand of them.
-        socket_timeout: Seconds for which reading keeps the socket from writing: short means quick answers and
-            some idle work. By default 0.02, over WebSocket 1.
         connect_timeout: Seconds to wait for a connection and its link.
         operation_timeout: Seconds to wait for an answer to anything else.
         declare: Always false: nothing is created here.
@@ -344,17 +342,11 @@ class AzureConfig:
     acceptors: int = attrs.field(default=4, validator=whole(1, 100, "acceptors"))
     accept_wait: float = attrs.field(default=10.0, validator=seconds(60))
     max_sessions: int = attrs.field(default=256, validator=whole(1, 5_000, "sessions"))
-    socket_timeout: float = attrs.field(
-        default=attrs.Factory(
-            lambda config: 0.02 if config.transport == "amqp" else 1.0, takes_self=True
-        ),
-        validator=seconds(60),
-    )
     connect_timeout: float = attrs.field(default=10.0, validator=seconds(600))
     operation_timeout: float = attrs.field(default=30.0, validator=seconds(600))
     declare: bool = attrs.field(
         default=False,
-        validator=creates_nothing("the portal, the Azure CLI or queue-runtime provision"),
+        validator=creates_nothing("the portal or the Azure CLI"),
     )
 
     def __attrs_post_init__(self) -> None:
