@@ -197,7 +197,8 @@ async def test_without_a_dead_letter_queue_the_message_stays_where_it_was(
         down = False
         await actors.wait_empty()
     assert len(await lab.dead()) == 2
-    assert lab.log[-1] == "a:2"
+    # The other session may come after it.
+    assert [entry for entry in lab.log if entry.startswith("a:")][-1] == "a:2"
 
 
 async def test_a_park_that_cannot_be_settled_gives_the_message_back_with_the_lock(
