@@ -20,7 +20,7 @@ CONTRACTS: dict[str, tuple[str, ...]] = {
     "memory": (),
     "sqlite": (),
     "sqs": ("tests/sqs", "tests/providers/sqs"),
-    "azure": ("tests/azure", "tests/providers/azure"),
+    "azure": ("tests/azure", "tests/providers/azure", "tests/cli/test_emulator.py"),
 }
 """Each name is a session ``contract-NAME`` running ``tests/contract/test_NAME.py``; later brokers join here.
 
