@@ -160,84 +160,11 @@ async def test_a_standard_queue_says_what_it_lacks(
     assert line.calls("SendMessageBatch") == before
 
 
-async def test_an_eleven_entry_batch_makes_two_calls(connect: Connect) -> None:
+async def test_an_eleven_entry_batch_is_refused(connect: Connect) -> None:
     line = await connect()
-    before = line.calls("SendMessageBatch")
-    texts = [str(number) for number in range(11)]
-    await line.send(*texts)
-    assert line.calls("SendMessageBatch") == before + 2
-    got: list[str] = []
-    while len(got) < 11:
-        deliveries = await line.receiver.receive(10, PATIENCE)
-        await line.complete(*deliveries)
-        got += bodies(deliveries)
-    assert got == texts
-
-
-async def test_more_than_a_send_takes_is_refused(connect: Connect) -> None:
-    line = await connect(max_message_bytes=2048)
-    before = line.calls("SendMessageBatch")
     with pytest.raises(BatchTooLarge) as raised:
-        await line.sender.send([Message(b"x", session_id="s")] * 501)
-    assert (raised.value.count, raised.value.limit) == (501, 500)
-    large = Message(b"x" * 2048, session_id="s")
-    with pytest.raises(BatchTooLarge) as raised:
-        await line.sender.send([large] * 11)
+        await line.sender.send([Message(b"x", session_id="s")] * 11)
     assert (raised.value.count, raised.value.limit) == (11, 10)
-    assert line.calls("SendMessageBatch") == before
-
-
-@pytest.mark.parametrize("queue_type", ["fifo", "standard"])
-async def test_a_send_that_was_stored_in_part_can_be_repeated(
-    emulator: Emulator, connect: Connect, queue_type: str
-) -> None:
-    """One of the calls it was divided into is refused: the repetition sends what is missing, in order, once."""
-    line = await connect(queue_type=queue_type)
-    fifo = queue_type == "fifo"
-    messages = [
-        Message(b"%d" % number, session_id=f"s{number % 4}" if fifo else None)
-        for number in range(120)
-    ]
-    for _ in range(2):
-        emulator.fail(Failure(count=1, action="SendMessageBatch"))
-        with pytest.raises(Throttled):
-            await line.sender.send(messages)
-    before = line.calls("SendMessageBatch")
-    results = await line.sender.send(messages)
-    assert line.calls("SendMessageBatch") - before < 12  # something was stored before
-    assert [result.error for result in results] == [None] * 120
-    assert len({result.message_id for result in results}) == 120
-    got: list[int] = []
-    while len(got) < 120:
-        deliveries = await line.receiver.receive(10, PATIENCE)
-        await line.complete(*deliveries)
-        got += [int(body) for body in bodies(deliveries)]
-    assert sorted(got) == list(range(120))
-    if fifo:
-        for rest in range(4):
-            assert [number for number in got if number % 4 == rest] == list(range(rest, 120, 4))
-    assert await line.receiver.receive(10, 0.1) == []
-
-
-async def test_lost_answers_within_a_send_are_repeated_without_duplicates(
-    emulator: Emulator, connect: Connect
-) -> None:
-    async with open_tcp_proxy("127.0.0.1", emulator.port) as proxy:
-        line = await connect(emulator.url_through(proxy.port))
-        messages = [Message(b"%d" % number, session_id=f"s{number % 4}") for number in range(80)]
-        for _ in range(2):
-            proxy.cut_reply(matching=b"SendMessageBatch")
-            with pytest.raises(ConnectionFailed):
-                await line.sender.send(messages)
-        assert [result.error for result in await line.sender.send(messages)] == [None] * 80
-        got: list[int] = []
-        while len(got) < 80:
-            deliveries = await line.receiver.receive(10, PATIENCE)
-            await line.complete(*deliveries)
-            got += [int(body) for body in bodies(deliveries)]
-        for rest in range(4):
-            assert [number for number in got if number % 4 == rest] == list(range(rest, 80, 4))
-        assert await line.receiver.receive(10, 0.1) == []
 
 
 async def test_a_body_that_grows_over_the_limit_on_the_wire_is_refused(connect: Connect) -> None:

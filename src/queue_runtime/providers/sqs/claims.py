@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
 import attrs
@@ -28,9 +28,6 @@ Raw: TypeAlias = Mapping[str, Any]
 
 MAX_RECEIVED: Final = MAX_ENTRIES
 """Most messages in one answer to ``ReceiveMessage``."""
-
-_SENDS: Final = 8
-"""Calls at a time that one send is divided into."""
 
 _SYSTEM_ATTRIBUTES: Final = (
     "ApproximateReceiveCount",
@@ -131,7 +128,7 @@ class Claims:
             QueueError: Every call failed.
         """
         entries = [{"ReceiptHandle": receipt} for receipt in receipts]
-        return await self._settle("DeleteMessageBatch", entries)
+        return _errors(await self._in_batches("DeleteMessageBatch", entries))
 
     async def change(self, changes: Sequence[Change]) -> list[QueueError | None]:
         """Change visibility timeouts; for each, ``None`` or why not.
@@ -144,7 +141,7 @@ class Claims:
             for change in changes
         ]
         keys = [change.key for change in changes]
-        return await self._settle("ChangeMessageVisibilityBatch", entries, keys)
+        return _errors(await self._in_batches("ChangeMessageVisibilityBatch", entries, keys))
 
     async def give_back(self, receipts: Sequence[str]) -> list[QueueError | None]:
         """Make messages visible, the last first: those behind a message in flight wait for it."""
@@ -157,45 +154,19 @@ class Claims:
         Raises:
             QueueError: Every call failed; something may be stored all the same.
         """
-        sent, failure = await self.try_send(entries)
-        if failure is not None and all(one.error for one in sent):
-            raise failure
-        return sent
-
-    async def try_send(self, entries: Sequence[Entry]) -> tuple[list[Sent], QueueError | None]:
-        """As :meth:`send`, but the failure of a call is returned beside what was said to each entry.
-
-        After a failed call no other begins: what failed for one would be a storm of failures for many.
-        """
         sizes = [wire_size(entry) for entry in entries]
         keys = [entry.get("MessageGroupId") for entry in entries] if self.queue.fifo else None
-        calls = _Calls(most=_SENDS)
-        said = await self._in_batches("SendMessageBatch", entries, calls, keys, sizes)
-        sent = [
-            Sent(error=answer)
-            if isinstance(answer, QueueError)
-            else Sent(str(answer.get("MessageId") or ""), _number(answer.get("SequenceNumber")))
-            for answer in said
+        return [
+            Sent(error=said)
+            if isinstance(said, QueueError)
+            else Sent(str(said.get("MessageId") or ""), _number(said.get("SequenceNumber")))
+            for said in await self._in_batches("SendMessageBatch", entries, keys, sizes)
         ]
-        return sent, calls.failure
-
-    async def _settle(
-        self,
-        operation: str,
-        entries: Sequence[Mapping[str, Any]],
-        keys: Sequence[Hashable | None] | None = None,
-    ) -> list[QueueError | None]:
-        calls = _Calls()
-        answers = await self._in_batches(operation, entries, calls, keys)
-        if calls.failure is not None and not calls.answered:
-            raise calls.failure
-        return [answer if isinstance(answer, QueueError) else None for answer in answers]
 
     async def _in_batches(
         self,
         operation: str,
         entries: Sequence[Mapping[str, Any]],
-        calls: _Calls,
         keys: Sequence[Hashable | None] | None = None,
         sizes: Sequence[int] | None = None,
     ) -> list[Mapping[str, Any] | QueueError]:
@@ -203,8 +174,11 @@ class Claims:
         keys = keys or [None] * len(entries)
         sizes = sizes or [0] * len(entries)
         answers: list[Mapping[str, Any] | QueueError] = [_UNSAID] * len(entries)
+        answered = False
+        failure: QueueError | None = None
 
         async def follow(chain: Sequence[Sequence[int]]) -> None:
+            nonlocal answered, failure
             refused: dict[Hashable, QueueError] = {}
             for batch in chain:
                 going = []
@@ -216,12 +190,17 @@ class Claims:
                         answers[position] = _held_back(before)
                 if not going:
                     continue
-                said = await calls.make(
-                    self._batch,
-                    operation,
-                    [entries[position] for position in going],
-                    sum(sizes[position] for position in going),
-                )
+                said: Sequence[Mapping[str, Any] | QueueError]
+                try:
+                    said = await self._batch(
+                        operation,
+                        [entries[position] for position in going],
+                        sum(sizes[position] for position in going),
+                    )
+                    answered = True
+                except QueueError as error:
+                    failure = failure or error
+                    said = [error] * len(going)
                 for position, answer in zip(going, said, strict=True):
                     answers[position] = answer
                     if isinstance(answer, QueueError) and keys[position] is not None:
@@ -234,6 +213,8 @@ class Claims:
             async with asyncio.TaskGroup() as group:
                 for chain in chains:
                     group.create_task(follow(chain))
+        if failure is not None and not answered:
+            raise failure
         return answers
 
     async def _batch(
@@ -258,50 +239,6 @@ class Claims:
         return said
 
 
-@final
-class _Calls:
-    """The calls that something was divided into.
-
-    Args:
-        most: At a time, and none begins after one has failed; ``None``: all are made, as they come.
-
-    Attributes:
-        answered: Whether one was.
-        failure: Of the first that failed.
-    """
-
-    def __init__(self, most: int | None = None) -> None:
-        self.answered = False
-        self.failure: QueueError | None = None
-        self._room = None if most is None else asyncio.Semaphore(most)
-
-    async def make(
-        self,
-        batch: Callable[
-            [str, Sequence[Mapping[str, Any]], int],
-            Awaitable[list[Mapping[str, Any] | QueueError]],
-        ],
-        operation: str,
-        entries: Sequence[Mapping[str, Any]],
-        size: int,
-    ) -> Sequence[Mapping[str, Any] | QueueError]:
-        """What one call says to each of its entries."""
-        if self._room is not None:
-            await self._room.acquire()
-        try:
-            if self._room is not None and self.failure is not None:
-                return [_held_back(self.failure)] * len(entries)
-            said = await batch(operation, entries, size)
-            self.answered = True
-            return said
-        except QueueError as error:
-            self.failure = self.failure or error
-            return [error] * len(entries)
-        finally:
-            if self._room is not None:
-                self._room.release()
-
-
 _UNSAID: Final = ProviderError(
     "SQS's answer to a batch does not mention one of its entries",
     code="Unmentioned",
@@ -311,13 +248,17 @@ _UNSAID: Final = ProviderError(
 
 def _held_back(before: QueueError) -> QueueError:
     error = ProviderError(
-        f"not tried after the failure of others, to keep the order: {before}",
+        f"not tried, to keep the order: an entry before it was refused: {before}",
         code="HeldBack",
         transient=before.is_transient,
         retry_after=before.retry_after,
     )
     error.__cause__ = before
     return error
+
+
+def _errors(answers: Sequence[object]) -> list[QueueError | None]:
+    return [answer if isinstance(answer, QueueError) else None for answer in answers]
 
 
 def _number(value: object) -> int | None:

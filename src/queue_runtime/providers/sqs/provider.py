@@ -25,7 +25,7 @@ from .polls import Poller
 from .provision import provision
 from .queues import Counts, Queue, Queues
 from .receiver import SqsReceiver
-from .sender import MAX_SENT, SqsSender
+from .sender import SqsSender
 from .settling import Workshop
 
 __all__ = ["SqsProvider"]
@@ -89,9 +89,7 @@ class SqsProvider(Provider):
             durable=True,
             multi_process=True,
             max_message_bytes=config.max_message_bytes,
-            max_batch_messages=MAX_SENT,
-            # Ten of the largest: what a send may take is bounded.
-            max_batch_bytes=MAX_ENTRIES * config.max_message_bytes,
+            max_batch_messages=MAX_ENTRIES,
             max_settle_messages=_MAX_SETTLEMENTS,
             max_receive_messages=MAX_RECEIVED,
             max_concurrent_receives=_CONCURRENT,
@@ -108,9 +106,7 @@ class SqsProvider(Provider):
 
     async def open_sender(self, queue: QueueName) -> Sender:
         found = await self._main(queue)
-        limit = self.capabilities.max_batch_bytes
-        assert limit is not None, "it is set above"
-        return SqsSender(self._bridge, self._api, self._queues, queue, found, limit)
+        return SqsSender(self._bridge, self._api, self._queues, queue, found)
 
     async def open_receiver(self, queue: QueueName, options: ReceiverOptions) -> Receiver:
         found = await self._main(queue)

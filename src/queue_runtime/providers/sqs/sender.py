@@ -8,7 +8,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate, count
+from itertools import count
 from typing import Final, final
 
 import attrs
@@ -26,20 +26,18 @@ from queue_runtime.messages import Message, MessageId, QueueName, SendResult
 
 from ..asyncio_bridge import AsyncioBridge
 from .api import SqsApi
+from .batches import MAX_ENTRIES
 from .claims import Claims, Sent
 from .codec import Entry, encode, wire_size
 from .queues import Queue, Queues
 
-__all__ = ["MAX_NATIVE_DELAY", "MAX_SENT", "SqsSender"]
+__all__ = ["MAX_NATIVE_DELAY", "SqsSender"]
 
 MAX_NATIVE_DELAY: Final = 900.0
 """Longest ``DelaySeconds``; standard queues only.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-timers.html
 """
-
-MAX_SENT: Final = 500
-"""Most messages of one ``send``: ours; it is divided into calls of ten, which overlap where order allows."""
 
 _REMEMBERED: Final = 290.0
 """Seconds that the token of a send with an unknown end is good for: SQS remembers it for 300."""
@@ -48,53 +46,45 @@ _MOST_REMEMBERED: Final = 10_000
 
 
 @final
-@attrs.frozen(eq=False)
-class _Try:
-    """What is known of one message of an earlier send.
+class _Doubtful:
+    """Tokens of messages of which it is unknown whether they were stored, for when they are sent again.
 
-    Args:
-        token: It was sent with.
-        result: Of its being stored; ``None`` when nobody knows whether it was.
-    """
-
-    token: str
-    result: SendResult | None = None
-
-
-@final
-class _Tries:
-    """Messages of sends that failed with an unknown end, for when they are sent again.
-
-    A token is the deduplication id of a message that has none: with the same one a repeated send is harmless. What
-    is known to be stored need not be sent again. The messages are told apart as objects: two equal ones are two
-    messages; one object sent twice in one call is two as well, in that order.
+    A token is the deduplication id of a message that has none: with the same one a repeated send is harmless.
+    The messages are told apart as objects: two equal ones are two messages.
     """
 
     def __init__(self) -> None:
-        self._tries: dict[int, tuple[Message, float, list[_Try]]] = {}
+        self._tokens: dict[int, tuple[Message, float, list[str]]] = {}
         # A random id for each would be a system call for each.
         self._prefix = secrets.token_hex(12)
         self._numbers = count(1)
 
-    def take(self, message: Message) -> _Try:
-        """The earlier try of this object, or a new one."""
-        if self._tries:
-            _, until, tries = self._tries.get(id(message), (None, 0.0, []))
-            if tries and trio.current_time() < until:
-                tried = tries.pop(0)
-                if not tries:
-                    del self._tries[id(message)]
-                return tried
-        return _Try(f"{self._prefix}{next(self._numbers):012x}")
+    def token(self, message: Message) -> str:
+        """The token of an earlier try of this object, or a new one."""
+        if self._tokens:
+            _, until, tokens = self._tokens.get(id(message), (None, 0.0, []))
+            if tokens and trio.current_time() < until:
+                token = tokens.pop(0)
+                if not tokens:
+                    del self._tokens[id(message)]
+                return token
+        return f"{self._prefix}{next(self._numbers):012x}"
 
-    def remember(self, message: Message, tried: _Try) -> None:
-        """``message`` may be sent again, as a repetition of that try."""
+    def remember(self, message: Message, token: str) -> None:
+        """``message`` was sent with ``token``, and nobody knows whether it arrived."""
         until = trio.current_time() + _REMEMBERED
-        _, until, tries = self._tries.pop(id(message), (message, until, []))
+        _, until, tokens = self._tokens.pop(id(message), (message, until, []))
         # Holding the object keeps its id from being given to another one.
-        self._tries[id(message)] = (message, until, [*tries, tried])
-        if len(self._tries) > _MOST_REMEMBERED:
-            del self._tries[next(iter(self._tries))]
+        self._tokens[id(message)] = (message, until, [*tokens, token])
+        if len(self._tokens) > _MOST_REMEMBERED:
+            del self._tokens[next(iter(self._tokens))]
+
+
+@attrs.frozen(eq=False)
+class _Outgoing:
+    message: Message
+    token: str
+    entry: Entry
 
 
 @final
@@ -102,13 +92,7 @@ class SqsSender(Sender):
     """Sends to one queue. Made by :meth:`.provider.SqsProvider.open_sender`."""
 
     def __init__(
-        self,
-        bridge: AsyncioBridge,
-        api: SqsApi,
-        queues: Queues,
-        name: QueueName,
-        queue: Queue,
-        max_batch_bytes: int,
+        self, bridge: AsyncioBridge, api: SqsApi, queues: Queues, name: QueueName, queue: Queue
     ) -> None:
         self.provider_name = "sqs"
         self._bridge = bridge
@@ -118,59 +102,37 @@ class SqsSender(Sender):
         self._queue = queue
         self._claims = Claims(api, queue)
         self._holding: Claims | None = None
-        self._tries = _Tries()
-        self._max_batch_bytes = max_batch_bytes
+        self._doubtful = _Doubtful()
         self._closed = False
 
     async def send(self, messages: Sequence[Message]) -> list[SendResult]:
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_sizes(messages)
+        if len(messages) > MAX_ENTRIES:
+            raise BatchTooLarge(len(messages), MAX_ENTRIES)
         delays = [self._delay(message) for message in messages]
         late = [delay is not None for delay in delays]
         if any(late) and (self._queue.fifo or max(filter(None, delays)) > MAX_NATIVE_DELAY):
             self._holding = self._holding or await self._find_holding()
-        tries = [self._tries.take(message) for message in messages]
-        results = [tried.result for tried in tries]
-        outgoing = {
-            number: self._outgoing(message, delay, tries[number].token)
-            for number, (message, delay) in enumerate(zip(messages, delays, strict=True))
-            if results[number] is None
-        }
+        outgoing = [
+            self._outgoing(message, delay) for message, delay in zip(messages, delays, strict=True)
+        ]
+        results: list[SendResult | None] = [None] * len(messages)
         failure: QueueError | None = None
-        repeatable = True
-        try:
-            for claims in (self._claims, self._holding):
-                chosen = [number for number, (there, _) in outgoing.items() if there is claims]
-                if not chosen or claims is None:
-                    continue
-                entries = [outgoing[number][1] for number in chosen]
-                sent, error = await self._bridge.run(claims.try_send, entries)
-                failure = failure or error
-                for number, answer in zip(chosen, sent, strict=True):
-                    results[number] = self._result(messages[number], answer, claims)
-            answers = [result for result in results if result is not None]
-            refused = all(result.error for result in answers)
-            if failure is not None and (failure.is_transient or refused):
-                # To be repeated with all its messages; those that are stored are not sent again.
-                raise failure
-            repeatable = False
-            return answers
-        finally:
-            for message, tried, result in zip(messages, tries, results, strict=True):
-                error = None if result is None else result.error
-                if result is None or (error is not None and error.is_transient):
-                    self._tries.remember(message, _Try(tried.token))
-                elif repeatable and error is None:
-                    self._tries.remember(message, _Try(tried.token, result))
-
-    def _check_sizes(self, messages: Sequence[Message]) -> None:
-        limit = self._max_batch_bytes
-        if len(messages) > MAX_SENT:
-            raise BatchTooLarge(len(messages), MAX_SENT)
-        if limit < sum(message.size for message in messages):
-            sizes = accumulate(message.size for message in messages)
-            raise BatchTooLarge(len(messages), sum(size <= limit for size in sizes))
+        for claims in (self._claims, self._holding):
+            chosen = [number for number, (there, _) in enumerate(outgoing) if there is claims]
+            if not chosen or claims is None:
+                continue
+            try:
+                sent = await self._send(claims, [outgoing[number][1] for number in chosen])
+            except QueueError as error:
+                failure = error
+                sent = [Sent(error=error)] * len(chosen)
+            for number, answer in zip(chosen, sent, strict=True):
+                results[number] = self._result(messages[number], answer, claims)
+        if failure is not None and all(result and result.error for result in results):
+            raise failure
+        return [result for result in results if result is not None]
 
     def _delay(self, message: Message) -> float | None:
         """Seconds until the message is due; ``None``: at once. Raises what forbids to send it at all."""
@@ -188,8 +150,9 @@ class SqsSender(Sender):
         delay = (message.scheduled_at - datetime.now(UTC)).total_seconds()
         return delay if delay > 0 else None
 
-    def _outgoing(self, message: Message, delay: float | None, token: str) -> tuple[Claims, Entry]:
+    def _outgoing(self, message: Message, delay: float | None) -> tuple[Claims, _Outgoing]:
         """Where a message goes, and as what."""
+        token = self._doubtful.token(message)
         claims = self._claims
         native = not self._queue.fifo and delay is not None and delay <= MAX_NATIVE_DELAY
         if delay is not None and not native:
@@ -202,7 +165,7 @@ class SqsSender(Sender):
             raise MessageTooLarge(size, limit)
         if native and delay is not None:
             entry["DelaySeconds"] = math.ceil(delay)
-        return claims, entry
+        return claims, _Outgoing(message, token, entry)
 
     def _check_retention(self, message: Message, delay: float, holding: Queue) -> None:
         if delay >= holding.retention - 60:
@@ -223,6 +186,17 @@ class SqsSender(Sender):
                 "make one with queue-runtime provision",
             )
         return Claims(self._api, queue)
+
+    async def _send(self, claims: Claims, outgoing: Sequence[_Outgoing]) -> list[Sent]:
+        sent: list[Sent] | None = None
+        try:
+            sent = await self._bridge.run(claims.send, [one.entry for one in outgoing])
+        finally:
+            for number, one in enumerate(outgoing):
+                error = None if sent is None else sent[number].error
+                if sent is None or (error is not None and error.is_transient):
+                    self._doubtful.remember(one.message, one.token)
+        return sent
 
     def _result(self, message: Message, sent: Sent, claims: Claims) -> SendResult:
         if sent.error is not None:
