@@ -348,6 +348,7 @@ CLASSES: list[tuple[type[QueueError], BaseException]] = [
     (ValidationError, TypeError("wrong type")),
     (ValidationError, struct.error("int too large to convert")),
     (ConnectionFailed, ValueError("The handler has already been shutdown. Please use …")),
+    (ConnectionFailed, RuntimeError("unable to perform operation on …; the handler is closed")),
     (ConnectionFailed, AttributeError("'NoneType' object has no attribute 'flow'")),
     (ConnectionFailed, RuntimeError("handler is not initialized and cannot complete the message")),
     (ProviderError, AttributeError("'Link' object has no attribute 'x'")),

@@ -269,7 +269,8 @@ _CONNECTIONS_TEXT: Final = re.compile(
     re.IGNORECASE,
 )
 _CLOSED_TEXT: Final = re.compile(
-    r"already been shutdown|'NoneType' object has no attribute|handler is not initialized",
+    r"already been shutdown|'NoneType' object has no attribute|handler is not initialized|"
+    r"the handler is closed",  # uvloop's words for writing to a connection that was reset
     re.IGNORECASE,
 )
 _WAIT_TEXT: Final = re.compile(r"wait (?:for )?(\d{1,6}(?:\.\d{1,6})?) ?s", re.IGNORECASE)
