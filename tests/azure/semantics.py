@@ -70,8 +70,8 @@ class Client:
     def settle(self, token: UUID, outcome: Outcome, **words: Any) -> None:
         self.queue.settle([token], outcome, self.consumer, **words)
 
-    def detach(self) -> None:
-        self.queue.detach(self.consumer)
+    def detach(self, *, closed: bool = True) -> None:
+        self.queue.detach(self.consumer, closed=closed)
 
 
 def bodies(messages: Any) -> list[Any]:

@@ -534,6 +534,22 @@ def test_the_state_of_a_session_outlives_its_messages(sessions: Any, clock: Cloc
     assert sessions.counts().sessions == 0
 
 
+def test_a_lock_may_outlast_its_link(clock: Clock) -> None:
+    queue = new_queue(clock, requires_session=True, lock_duration=5.0, locks_outlast_links=True)
+    put(queue, "a", "b", session_id="s")
+    killed = Client(queue).accept("s")
+    assert len(killed.take()) == 1
+    killed.detach(closed=False)
+    clock.pass_by(4)
+    with refused("com.microsoft:session-cannot-be-locked"):
+        Client(queue).accept("s")
+    clock.pass_by(1)
+    after = Client(queue).accept("s")
+    assert after.take_bodies() == ["a", "b"]
+    after.detach()
+    assert Client(queue).accept("s").session == "s"
+
+
 def test_a_session_is_forgotten_with_its_last_message(sessions: Any, clock: Clock) -> None:
     put(sessions, 0, session_id="expires", time_to_live=5.0)
     put(sessions, 0, session_id="done")

@@ -26,7 +26,8 @@ Where it may differ from Azure
     Its semantics come from the SDK's source, its traffic and the documentation; they were not compared with the
     service. Especially: which session is the next available (here the one that has waited longest); delivery
     counts (an expired lock, abandoning and deferring count, releasing and closing a session receiver do not);
-    locks after a connection is lost (a session is free at once, a message stays locked for its time); settling
+    locks after a connection is lost (a session is free at once unless its queue's settings say otherwise, a
+    message stays locked for its time); settling
     several by token (all or none); what a duplicate's sequence number is (its original's); dead-lettering a
     dead letter (refused); the times things take.
 

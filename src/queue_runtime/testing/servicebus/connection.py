@@ -129,7 +129,7 @@ class Connection:
             return
         self._lost = True
         for node in list(self._nodes.values()):
-            self._forget(node)
+            self._forget(node, closed=False)
         for timer in self._expiries.values():
             self.namespace.timers.cancel(timer)
         self._replies.clear()
@@ -227,7 +227,7 @@ class Connection:
         link.close()
         link.free()
 
-    def _forget(self, node: Node) -> None:
+    def _forget(self, node: Node, *, closed: bool = True) -> None:
         if self._nodes.pop(node.link, None) is None:
             return
         self.counters.open_links -= 1
@@ -235,7 +235,7 @@ class Connection:
             self._receivers.pop(node.link.name, None)
         elif isinstance(node, ReplyNode):
             self._replies.pop((node.link.session, node.path), None)
-        node.on_gone()
+        node.on_gone(closed=closed)
         node.link = None
 
     def _on_flow(self, event: Any) -> None:
@@ -303,7 +303,7 @@ class Connection:
     def end_link(self, node: Inlet | Outlet, refusal: Refused) -> None:
         """End a link as the service does for reasons of its own."""
         link = node.link
-        self._forget(node)
+        self._forget(node, closed=False)
         refuse_link(link, refusal)
         self.wake()
 

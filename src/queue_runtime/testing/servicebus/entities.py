@@ -71,6 +71,9 @@ class QueueSettings:
         duplicate_window: How long a message id is remembered; 0: duplicates are not detected.
         max_message_bytes: Largest message as encoded; 256 KiB is the limit of the Standard tier.
         max_queue_bytes: Sends are refused while the queue's messages together have more; 1 GiB is Azure's smallest.
+        locks_outlast_links: A session whose receiver went without closing (killed, cut off, detached by force)
+            stays locked until its lock ends, as Microsoft documents for receivers that are unable to close;
+            without it, the session is free at once, before its holder can know.
 
     Raises:
         ValidationError: A value is outside what is accepted.
@@ -84,6 +87,7 @@ class QueueSettings:
     duplicate_window: float = 0.0
     max_message_bytes: int = 262_144
     max_queue_bytes: int = 1 << 30
+    locks_outlast_links: bool = False
 
     def __attrs_post_init__(self) -> None:
         lives = 1.0 if self.default_time_to_live is None else self.default_time_to_live

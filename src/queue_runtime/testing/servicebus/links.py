@@ -75,8 +75,8 @@ class Node:
     def on_flow(self) -> None:
         """The client has granted credit, or withdrawn it."""
 
-    def on_gone(self) -> None:
-        """The link is no more."""
+    def on_gone(self, *, closed: bool) -> None:
+        """The link is no more; whether the client closed it."""
 
 
 def condition_of(refusal: Refused) -> Any:
@@ -281,10 +281,10 @@ class Outlet(Node):
         else:
             self._queue.settle([token], Outcome.RELEASED, self.consumer)
 
-    def on_gone(self) -> None:
+    def on_gone(self, *, closed: bool) -> None:
         """The receiver is no more."""
         self._gone = True
-        self._queue.detach(self.consumer)
+        self._queue.detach(self.consumer, closed=closed)
 
 
 def _echo(delivery: Any, state: Any, refusal: Refused | None) -> None:

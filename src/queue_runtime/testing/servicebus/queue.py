@@ -275,11 +275,19 @@ class Queue:
         self._timers.run()
         consumer.lane = self._loose
 
-    def detach(self, consumer: Consumer) -> None:
-        """The consumer is gone. Its session is free at once; locks on messages without session last on."""
+    def detach(self, consumer: Consumer, *, closed: bool = True) -> None:
+        """The consumer is gone; its session is free at once. Locks on messages without session last on.
+
+        Args:
+            consumer: Who.
+            closed: It said so itself. Otherwise its session's lock may last on too, as the settings have it.
+        """
         self._timers.run()
         self._hungry.pop(consumer, None)
         self._stop_waiting(consumer)
+        if not closed and self.settings.locks_outlast_links:
+            consumer.credit = 0
+            return
         lane, consumer.lane = consumer.lane, None
         if lane is not None and lane.owner is consumer:
             self._end_session(lane, failed=False)
