@@ -85,8 +85,9 @@ class Fleet:
         # It goes on until the signal reaches it; a handler that begins meanwhile begins before the pause.
         stopped = os.WSTOPPED | os.WEXITED | os.WNOWAIT
         await trio.to_thread.run_sync(os.waitid, os.P_PID, process.pid, stopped)
-        self.recorder.process_paused(name)
-        await trio.sleep(1.5 * self.lock)
+        seconds = 1.5 * self.lock
+        self.recorder.process_paused(name, seconds)
+        await trio.sleep(seconds)
         process.send_signal(signal.SIGCONT)
 
     async def strike(self, randomness: random.Random) -> None:

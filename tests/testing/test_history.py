@@ -117,8 +117,8 @@ class Story:
         self.records.append(ProcessEnded(process, self.now))
         return self
 
-    def paused(self, process: str) -> Story:
-        self.records.append(ProcessPaused(process, self.now))
+    def paused(self, process: str, until: float | None = None) -> Story:
+        self.records.append(ProcessPaused(process, self.now, until))
         return self
 
     def strict(self) -> Report:
@@ -450,6 +450,19 @@ def test_a_killed_process_is_not_alive_before_its_end() -> None:
 def test_a_paused_handler_that_finished_all_the_same() -> None:
     story = Story().send("1").start("1", "a").paused("a").start("1", "b").end("1", "a")
     assert kinds(story.end("1", "b").complete("1", "b").strict()) == {"overlaps": 1}
+
+
+def test_the_last_step_of_a_paused_handler() -> None:
+    story = Story().send("1").start("1", "a", token=1).paused("a", until=1e6)
+    story.start("1", "b", token=2).end("1", "b").complete("1", "b").end("1", "a")
+    assert story.strict().ok
+    assert kinds(story.complete("1", "a").strict()) == {"overlaps": 1}
+
+
+def test_more_than_the_last_step_of_a_paused_handler() -> None:
+    story = Story().send("1").start("1", "a", token=1).paused("a", until=-1.0)
+    story.start("1", "b", token=2).end("1", "b").complete("1", "b").end("1", "a")
+    assert kinds(story.strict()) == {"overlaps": 1}
 
 
 def test_a_superseded_token() -> None:

@@ -58,6 +58,10 @@ _SETTLING: Final = (Ended.COMPLETE, Ended.DEAD_LETTER)
 _NEVER: Final = -1
 
 
+_LAST_STEP: Final = 0.25
+"""Seconds after a process was continued in which a step that was scheduled before it stopped may still end."""
+
+
 class _Track:
     """What the history says about one message. Positions are indexes into the sorted records."""
 
@@ -331,13 +335,24 @@ class _Checker:
                 longest, longest_end = interval, end
 
     def paused_in(self, interval: _Interval, end: int) -> int | None:
-        """Where the handler stood still for good: paused, and cancelled (or killed) when it went on."""
-        if interval.outcome not in (None, Ended.CANCELLED):
-            return None
-        for where in self.pauses.get(interval.start.process, ()):
-            if interval.position < where < end:
+        """Where the handler stood still for good: paused, and cancelled (killed, at its last step) when it went on."""
+        cancelled = interval.outcome in (None, Ended.CANCELLED)
+        start = interval.start
+        for where in self.pauses.get(start.process, ()):
+            if interval.position < where < end and (cancelled or self.last_step(where, start, end)):
                 return where
         return None
+
+    def last_step(self, pause: int, start: HandleStarted, end: int) -> bool:
+        """Whether a turn was over but for a step that the pause found scheduled already, and had no effect.
+
+        No deadline stops such a step, only the fence does: its settlement must not have been confirmed.
+        """
+        record, track = self.records[pause], self.tracks[start.session, start.message]
+        assert isinstance(record, ProcessPaused), "only these are in pauses"
+        if record.until is None or self.records[end].at > record.until + _LAST_STEP:
+            return False
+        return not (track.confirmed_to == start.process and track.confirmed > end)
 
     def report(self, history: History) -> Report:
         self.read()
@@ -516,7 +531,8 @@ def check(history: History | Iterable[Record], *, mode: Mode = "strict", limit: 
     I3
         Handlers of one session do not overlap, and none starts under a fencing token lower than one seen. The
         turn of a killed process ends with it; a turn that a pause of its process interrupted ends with the
-        pause, if it was cancelled after the pause: a stopped process cannot act.
+        pause, if it was cancelled after the pause: a stopped process cannot act. So does one that had but a
+        step left, which ran when the process was continued, and whose settlement was refused.
 
     Messages without a session are judged by I1 alone.
 

@@ -177,10 +177,14 @@ class ProcessEnded:
 @final
 @attrs.frozen
 class ProcessPaused:
-    """``process`` was stopped (SIGSTOP) from ``at`` on: until it was continued it could not act."""
+    """``process`` was stopped (SIGSTOP) from ``at`` on: until it was continued it could not act.
+
+    ``until``: when it was continued, as far as known.
+    """
 
     process: str
     at: float
+    until: float | None = None
 
 
 Record: TypeAlias = (
@@ -427,6 +431,7 @@ class Recorder:
         """``process`` was killed or has exited."""
         self.add(ProcessEnded(process, self._clock()))
 
-    def process_paused(self, process: str) -> None:
-        """``process`` has been stopped."""
-        self.add(ProcessPaused(process, self._clock()))
+    def process_paused(self, process: str, seconds: float | None = None) -> None:
+        """``process`` has been stopped, and will be continued after ``seconds``."""
+        now = self._clock()
+        self.add(ProcessPaused(process, now, None if seconds is None else now + seconds))
