@@ -29,6 +29,7 @@ class Layer(NamedTuple):
 
 SHARED = (
     "asyncio_bridge",
+    "doubtful",
     "envelope",
     "http_headers",
     "leases",

@@ -8,21 +8,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
-import trio
 
 from queue_runtime.abc import Provider
 from queue_runtime.errors import ValidationError
 from queue_runtime.messages import QueueName
 from queue_runtime.providers.azure import FACTORY, AzureConfig
 from queue_runtime.secret import Secret
-from queue_runtime.testing import (
-    Case,
-    CaseResult,
-    ContractEnvironment,
-    contract_cases,
-    run_case,
-    run_contract,
-)
+from queue_runtime.testing import Case, CaseResult, ContractEnvironment, contract_cases
 
 pytest.importorskip("azure.servicebus", reason="the extra azure is not installed")
 pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
@@ -31,6 +23,7 @@ from ..azure.emulator_process import (
     EmulatorProcess,
     emulator_process,
 )
+from .waiting import check, run_waiting
 
 SHORT, LONG = 2.0, 60.0
 """Lock durations: of the cases that wait for locks to expire, and of the others."""
@@ -106,32 +99,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def waited(
     request: pytest.FixtureRequest, emulator: EmulatorProcess, kind: str
 ) -> dict[Case, CaseResult]:
-    """The cases that mostly wait have waited together."""
-    chosen = {
-        str(item.callspec.params["case"])
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.module is request.module
-        and item.callspec.params.get("kind") == kind
-    }
-
-    async def run() -> dict[Case, CaseResult]:
-        waiting = [case for case in contract_cases() if case.waits and case.name in chosen]
-        environment = environment_of(emulator, kind, SHORT)
-        report = await run_contract(environment, waiting, concurrency=8)
-        return {result.case: result for result in report.results}
-
-    return trio.run(run)
+    return run_waiting(request, environment_of(emulator, kind, SHORT))
 
 
 @pytest.mark.parametrize("case", contract_cases(), ids=str)
 def test_contract(
     case: Case, kind: str, emulator: EmulatorProcess, request: pytest.FixtureRequest
 ) -> None:
-    if not case.waits:
-        trio.run(run_case, case, environment_of(emulator, kind, LONG))
-        return
-    waited: dict[Case, CaseResult] = request.getfixturevalue("waited")
-    error = waited[case].error
-    if error is not None:
-        raise error
+    check(case, environment_of(emulator, kind, LONG), request)

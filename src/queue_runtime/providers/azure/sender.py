@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import count
 from typing import Final, final
 
 import attrs
@@ -29,6 +27,7 @@ from queue_runtime.errors import (
 from queue_runtime.messages import Message, SendResult
 
 from ..asyncio_bridge import AsyncioBridge
+from ..doubtful import DoubtfulTokens
 from .amqp import array, long
 from .api import AzureApi, mapped
 from .codec import Entry, encode, identity, in_batch, wire_size
@@ -53,9 +52,6 @@ _WINDOW: Final = 32
 _REMEMBERED: Final = 600.0
 """Seconds for which a message of unknown fate may be sent again as the same; queues detect duplicates for as long
 by default."""
-
-_MOST_REMEMBERED: Final = 10_000
-"""Messages of unknown fate remembered at most."""
 
 
 @final
@@ -240,41 +236,6 @@ def _held_back(before: QueueError) -> QueueError:
 
 
 @final
-class _Doubtful:
-    """Tokens of messages of which it is unknown whether they were stored, for when they are sent again.
-
-    Where the queue detects duplicates, the same token makes that harmless. The messages are told apart as objects:
-    two equal ones are two messages.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[int, tuple[Message, float, list[str]]] = {}
-        # A random id for each would be a system call for each.
-        self._prefix = secrets.token_hex(12)
-        self._numbers = count(1)
-
-    def token(self, message: Message) -> str:
-        """The token of an earlier try of this object, or a new one."""
-        if self._tokens:
-            _, until, tokens = self._tokens.get(id(message), (None, 0.0, []))
-            if tokens and trio.current_time() < until:
-                token = tokens.pop(0)
-                if not tokens:
-                    del self._tokens[id(message)]
-                return token
-        return f"{self._prefix}{next(self._numbers):012x}"
-
-    def remember(self, message: Message, token: str) -> None:
-        """``message`` was sent with ``token``, and nobody knows whether it arrived."""
-        until = trio.current_time() + _REMEMBERED
-        _, until, tokens = self._tokens.pop(id(message), (message, until, []))
-        # Holding the object keeps its id from being given to another one.
-        self._tokens[id(message)] = (message, until, [*tokens, token])
-        if len(self._tokens) > _MOST_REMEMBERED:
-            del self._tokens[next(iter(self._tokens))]
-
-
-@final
 class AzureSender(Sender):
     """Sends to one queue. Made by :meth:`.provider.AzureProvider.open_sender`.
 
@@ -304,7 +265,7 @@ class AzureSender(Sender):
         self._has_sessions = api.config.sessions
         self._deduplicates = api.config.deduplication
         self._max_bytes = api.config.max_message_bytes
-        self._doubtful = _Doubtful()
+        self._doubtful = DoubtfulTokens(_REMEMBERED)
         self._closed = False
 
     async def send(self, messages: Sequence[Message]) -> list[SendResult]:

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Final, final
 
 import attrs
@@ -25,6 +23,7 @@ from queue_runtime.errors import (
 from queue_runtime.messages import Message, MessageId, QueueName, SendResult
 
 from ..asyncio_bridge import AsyncioBridge
+from ..doubtful import DoubtfulTokens
 from .api import SqsApi
 from .batches import MAX_ENTRIES
 from .claims import Claims, Sent
@@ -41,43 +40,6 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-m
 
 _REMEMBERED: Final = 290.0
 """Seconds that the token of a send with an unknown end is good for: SQS remembers it for 300."""
-
-_MOST_REMEMBERED: Final = 10_000
-
-
-@final
-class _Doubtful:
-    """Tokens of messages of which it is unknown whether they were stored, for when they are sent again.
-
-    A token is the deduplication id of a message that has none: with the same one a repeated send is harmless.
-    The messages are told apart as objects: two equal ones are two messages.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[int, tuple[Message, float, list[str]]] = {}
-        # A random id for each would be a system call for each.
-        self._prefix = secrets.token_hex(12)
-        self._numbers = count(1)
-
-    def token(self, message: Message) -> str:
-        """The token of an earlier try of this object, or a new one."""
-        if self._tokens:
-            _, until, tokens = self._tokens.get(id(message), (None, 0.0, []))
-            if tokens and trio.current_time() < until:
-                token = tokens.pop(0)
-                if not tokens:
-                    del self._tokens[id(message)]
-                return token
-        return f"{self._prefix}{next(self._numbers):012x}"
-
-    def remember(self, message: Message, token: str) -> None:
-        """``message`` was sent with ``token``, and nobody knows whether it arrived."""
-        until = trio.current_time() + _REMEMBERED
-        _, until, tokens = self._tokens.pop(id(message), (message, until, []))
-        # Holding the object keeps its id from being given to another one.
-        self._tokens[id(message)] = (message, until, [*tokens, token])
-        if len(self._tokens) > _MOST_REMEMBERED:
-            del self._tokens[next(iter(self._tokens))]
 
 
 @attrs.frozen(eq=False)
@@ -102,7 +64,7 @@ class SqsSender(Sender):
         self._queue = queue
         self._claims = Claims(api, queue)
         self._holding: Claims | None = None
-        self._doubtful = _Doubtful()
+        self._doubtful = DoubtfulTokens(_REMEMBERED)
         self._closed = False
 
     async def send(self, messages: Sequence[Message]) -> list[SendResult]:
