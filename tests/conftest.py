@@ -133,10 +133,11 @@ class _Receiver(Receiver):
         return lease
 
     async def get_state(self, lease: Lease) -> bytes | None:
-        return await self.inner.get_state(lease)
+        state: bytes | None = await self.provider.call("get_state", self.inner.get_state, lease)
+        return state
 
     async def set_state(self, lease: Lease, state: bytes | None) -> None:
-        await self.inner.set_state(lease, state)
+        await self.provider.call("set_state", self.inner.set_state, lease, state)
 
     async def aclose(self) -> None:
         await self.provider.call("close", self.inner.aclose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -13,12 +14,14 @@ from queue_runtime.config import ClientConfig
 from queue_runtime.errors import (
     InvalidReceipt,
     LockLost,
+    OperationTimeout,
     SessionLocked,
     Unsupported,
     ValidationError,
 )
 from queue_runtime.policies.backoff import RetryPolicy
 from queue_runtime.policies.breaker import BreakerState
+from queue_runtime.testing.simulation.ending_leases import EndingLeases
 
 QUICK = ClientConfig(retry=RetryPolicy.fixed(0.01, max_attempts=2), receive_timeout=5.0)
 
@@ -130,6 +133,45 @@ async def test_state_is_kept_with_the_session(lab: Any) -> None:
                 assert session is not None
                 assert await session.state.get() == before
                 await session.state.set(after)
+
+
+@pytest.mark.parametrize("operation", ["get_state", "set_state"])
+async def test_state_without_an_answer_is_a_timeout(lab: Any, operation: str) -> None:
+    async def stall(_proceed: Any, *_args: Any) -> None:
+        await trio.sleep_forever()
+
+    config = attrs.evolve(QUICK, operation_timeout=2.0)
+    async with (
+        open_client(lab.provider, config=config) as client,
+        client.accept_session("q", "a") as session,
+    ):
+        lab.provider.on[operation] = stall
+        start = trio.current_time()
+        with pytest.raises(OperationTimeout):
+            await (session.state.get() if operation == "get_state" else session.state.set(b"1"))
+        # Two tries of 2 s, as `QUICK` says.
+        assert trio.current_time() - start == pytest.approx(4.0, abs=0.1)
+
+
+async def test_where_leases_end_with_their_messages_a_block_reads_one(lab: Any) -> None:
+    provider = EndingLeases(lab.provider, max_receive_messages=10)
+    await lab.send("a:1", "a:2")
+    async with open_client(provider, config=QUICK) as client:
+        async with client.accept_session("q") as session:
+            assert session is not None
+            batch = await session.receive_batch(max_messages=10)
+            assert [delivery.body for delivery in batch] == [b"1", b"2"]
+            await lab.send("a:3")
+            for delivery in batch:
+                await client.complete(delivery)
+            assert await session.receive(timeout=1) is None
+            with pytest.raises(LockLost):
+                await session.renew()
+        async with client.accept_session("q") as session:
+            assert session is not None
+            [third] = await session.receive_batch(max_messages=10)
+            assert third.body == b"3"
+            await client.complete(third)
 
 
 async def test_arguments_are_checked_before_anything_is_opened(lab: Any) -> None:

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+_Calls: TypeAlias = Callable[..., Awaitable[Any]]
+"""Calls an operation with its arguments, in bounded time."""
+
+
 @final
 @attrs.frozen
 class Complete:
@@ -105,13 +109,20 @@ class CloseReason(enum.Enum):
 
 @final
 class SessionState:
-    """Bytes the broker keeps with a session, fenced by its lease. Made by the runtime."""
+    """Bytes the broker keeps with a session, fenced by its lease. Made by the runtime.
 
-    __slots__ = ("_lease", "_receiver")
+    Args:
+        receiver: Where the session is held.
+        lease: Its lock.
+        calls: How the broker is called: ``await calls(operation, *arguments)``.
+    """
 
-    def __init__(self, receiver: Receiver, lease: Lease) -> None:
+    __slots__ = ("_calls", "_lease", "_receiver")
+
+    def __init__(self, receiver: Receiver, lease: Lease, calls: _Calls) -> None:
         self._receiver = receiver
         self._lease = lease
+        self._calls = calls
 
     async def get(self) -> bytes | None:
         """The stored bytes; ``None`` if never set or cleared.
@@ -119,12 +130,17 @@ class SessionState:
         Raises:
             Unsupported: The broker cannot keep state.
             LockLost: The session is no longer held.
+            OperationTimeout: The broker did not answer in the time that its other calls have.
         """
-        return await self._receiver.get_state(self._lease)
+        state: bytes | None = await self._calls(self._receiver.get_state, self._lease)
+        return state
 
     async def set(self, state: bytes | None) -> None:
-        """Store bytes; ``None`` clears them. Raises as :meth:`get`; nothing changed then."""
-        await self._receiver.set_state(self._lease, state)
+        """Store bytes; ``None`` clears them.
+
+        Raises as :meth:`get`. Nothing changed then, but for ``OperationTimeout``, which leaves it unknown.
+        """
+        await self._calls(self._receiver.set_state, self._lease, state)
 
 
 @final
@@ -138,10 +154,10 @@ class Session:
 
     __slots__ = ("_lease", "id", "state")
 
-    def __init__(self, receiver: Receiver, lease: Lease) -> None:
+    def __init__(self, receiver: Receiver, lease: Lease, calls: _Calls) -> None:
         self._lease = lease
         self.id: SessionId | None = lease.session_id
-        self.state = SessionState(receiver, lease)
+        self.state = SessionState(receiver, lease, calls)
 
     @property
     def fencing_token(self) -> int:

@@ -21,7 +21,7 @@ from queue_runtime.errors import (
     OperationTimeout,
     PermissionDenied,
 )
-from queue_runtime.handlers import DeadLetter, Retry
+from queue_runtime.handlers import DeadLetter, Retry, Session, SessionHandler
 from queue_runtime.policies.backoff import RetryPolicy
 from queue_runtime.policies.breaker import BreakerConfig
 from queue_runtime.testing import NO_FAULTS, Faults, FaultyProvider
@@ -91,6 +91,36 @@ async def test_a_lock_whose_return_is_not_answered_is_given_back_again(lab: Any)
         assert [healthy for _, healthy in stall.calls] == [True, False]
         assert actors.statistics().healthy
         await lab.assert_all_free()
+
+
+@pytest.mark.parametrize("operation", ["get_state", "set_state"])
+async def test_state_without_an_answer_is_the_handlers_error_in_time(
+    lab: Any, operation: str
+) -> None:
+    await lab.send("a:1")
+    lab.provider.on[operation] = stall = Stall()
+    failures: list[tuple[float, type[Exception]]] = []
+
+    class Handler(SessionHandler):
+        async def opened(self, session: Session) -> None:
+            self.session = session
+
+        async def handle(self, delivery: Any) -> None:
+            state = self.session.state
+            began = trio.current_time()
+            try:
+                await (state.get() if operation == "get_state" else state.set(b"1"))
+            except OperationTimeout as error:
+                failures.append((trio.current_time() - began, type(error)))
+                raise
+
+    async with lab.supervise(Handler) as actors:
+        stall.actors = actors
+        await actors.wait_empty()
+        assert actors.statistics().completed == 1
+    # A third of 30 s of lock, as settlements have; then the message is tried again.
+    assert failures == [(pytest.approx(10.0, abs=0.1), OperationTimeout)]
+    assert len(stall.calls) == 2
 
 
 async def test_a_broker_that_never_answers_settlements_is_unhealthy(lab: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from random import random
 from typing import Any, Final, NoReturn, final
 
@@ -18,7 +19,9 @@ from ..errors import InvalidReceipt, LockLost, OperationTimeout, QueueError, Ser
 from ..handlers import CloseReason, Complete, Outcome, Retry, Session, SessionHandler
 from ..messages import Delivery, Settlement, SettlementAction
 from ..policies.outcomes import Park, Settle, Wait, decide, error_text
+from .bounded import bounded
 from .environment import SessionEnvironment
+from .settlement import settle_timeout
 from .signal import Signal
 
 __all__ = ["SESSION_CRASHED", "SessionActor"]
@@ -442,7 +445,10 @@ class SessionActor:
         handler = self._environment.make_handler()
         opened = getattr(handler, "opened", None)
         if opened is not None:
-            await opened(Session(self._environment.receiver, self.lease))
+            receiver = self._environment.receiver
+            limit = settle_timeout(receiver.lock_duration)
+            calls = partial(bounded, limit, receiver.provider_name)
+            await opened(Session(receiver, self.lease, calls))
         self._handle = handler.handle
         self._handler = handler
         self._crashed = False

@@ -187,6 +187,11 @@ class QueueClient:
     ) -> AsyncIterator[SessionReceiver | None]:
         """Hold one session's lock for the length of the block.
 
+        Where a lease ends with its last message (``Capabilities.keeps_empty_sessions`` is false, as on SQS) the
+        block reads one lease: the messages that came with it. When all of these are settled the session is free
+        for others, whatever the block still does; reading ends with ``None`` at its timeout, ``renew`` raises
+        ``LockLost``, and the session's next messages take another ``accept_session``.
+
         Args:
             queue: Where to read.
             session_id: The session, existing or not; ``None``: the next one that has messages.

@@ -32,7 +32,7 @@ class SessionReceiver:
         self._inbox = inbox
         self._lease = lease
         self.session_id = lease.session_id
-        self.state = SessionState(inbox.receiver, lease)
+        self.state = SessionState(inbox.receiver, lease, calls)
 
     @property
     def locked_until(self) -> datetime:

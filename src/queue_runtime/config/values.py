@@ -129,7 +129,9 @@ class SupervisorConfig:
         settlement: When a session goes on to its next message.
         max_unsettled_ahead: In pipelined mode, most handled but unsettled messages of one session.
         settle_max_age: Most seconds a settlement waits for company in its batch; 0: none.
-        idle_timeout: Seconds without a message after which a session is closed and its lock released.
+        idle_timeout: Seconds without a message after which a session is closed and its lock released. Without
+            meaning where a lease ends with its last message, and the session's handler with it: where
+            ``Capabilities.keeps_empty_sessions`` is false, as on SQS.
         handler_timeout: Most seconds for one ``handle`` call; ``None``: as long as the lock is held.
         close_timeout: Most seconds for a handler's ``closed``.
         drain_timeout: Seconds a drain lets handlers finish before it cancels them.
