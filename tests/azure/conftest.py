@@ -7,6 +7,7 @@ import os
 
 NEEDS = {
     "test_wire.py": ("proton",),
+    "test_engine.py": ("proton",),
     "test_emulator.py": ("proton", "azure.servicebus"),
     "test_conformance.py": ("azure.servicebus",),
     "test_memory.py": ("proton", "azure.servicebus"),

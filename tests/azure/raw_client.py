@@ -31,13 +31,15 @@ class RawClient:
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
+        self.is_aborted = False
+        self.written = bytearray()
         self.server = ServerConnection(
             edge.namespace,
             edge.authority,
             edge.faults,
             edge.counters,
             wake=lambda: None,
-            abort=lambda: None,
+            abort=self._abort,
         )
         self.transport = Transport(Transport.CLIENT)
         self.transport.sasl().allowed_mechs("ANONYMOUS")
@@ -51,6 +53,9 @@ class RawClient:
         self.session.open()
         self.pump()
 
+    def _abort(self) -> None:
+        self.is_aborted = True
+
     def pump(self) -> None:
         """Carry bytes both ways until there are none."""
         moved = True
@@ -62,6 +67,7 @@ class RawClient:
             while (pending := self.transport.pending()) > 0:
                 data = bytes(self.transport.peek(pending))
                 self.transport.pop(pending)
+                self.written += data
                 self.server.receive(data)
                 moved = True
             if data := self.server.output():

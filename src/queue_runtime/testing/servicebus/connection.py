@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, final
@@ -28,6 +29,8 @@ _IDLE_TIMEOUT: Final = 240.0
 
 _SESSION_WINDOW: Final = 1 << 24
 """Bytes a client may send on a session before they are processed."""
+
+_logger = logging.getLogger(__name__)
 
 
 @final
@@ -61,6 +64,7 @@ class Connection:
         self._grants = Grants(authority)
         self._expiries: dict[str, Timer] = {}
         self._formats = MessageFormats()
+        self._links: set[Any] = set()  # those not freed: the engine frees a session's links with it
         self._nodes: dict[Any, Node] = {}
         self._replies: dict[tuple[Any, str], Any] = {}
         self._receivers: dict[str, Outlet] = {}
@@ -84,9 +88,10 @@ class Connection:
         stall = self.faults.stall_of("")
         if stall is not None:
             stall.hold(partial(self.receive, data))
-            return
-        if self._lost:
-            return
+        else:
+            self._do(partial(self._receive, data))
+
+    def _receive(self, data: bytes) -> None:
         self._formats.feed(data)
         view = memoryview(data)
         while view and (capacity := self._transport.capacity()) > 0:
@@ -98,18 +103,19 @@ class Connection:
 
     def output(self) -> bytes:
         """What is to be written now."""
-        if self._lost:
-            return b""
         stall = self.faults.stall_of("")
         if stall is not None:
             stall.hold(self.wake)
             return b""
+        chunks: list[bytes] = []
+        self._do(partial(self._write, chunks))
+        return b"".join(chunks)
+
+    def _write(self, chunks: list[bytes]) -> None:
         self._run()
-        chunks = []
         while (pending := self._transport.pending()) > 0:
             chunks.append(bytes(self._transport.peek(pending)))
             self._transport.pop(pending)
-        return b"".join(chunks)
 
     @property
     def is_done(self) -> bool:
@@ -118,10 +124,26 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Keep an idle connection alive, or end it when the client did not; ``now`` is monotonic seconds."""
-        if not self._lost and self.faults.stall_of("") is None:
-            self._transport.tick(now)
-            self._run()
-            self.wake()
+        if self.faults.stall_of("") is None:
+            self._do(partial(self._tick, now))
+
+    def _tick(self, now: float) -> None:
+        self._transport.tick(now)
+        self._run()
+        self.wake()
+
+    def _do(self, call: Callable[[], None]) -> None:
+        """Use the engine, while it is there.
+
+        Whoever caused it, another client or the time: an error ends this connection and no other.
+        """
+        if self._lost:
+            return
+        try:
+            call()
+        except Exception:
+            _logger.exception("a connection to the emulator ends by an error of the emulator's")
+            self.abort()
 
     def lose(self) -> None:
         """The transport below is gone."""
@@ -133,6 +155,7 @@ class Connection:
         for timer in self._expiries.values():
             self.namespace.timers.cancel(timer)
         self._replies.clear()
+        self._links.clear()
         self._transport.unbind()
         self._connection.free()
         self._collector.release()
@@ -160,31 +183,30 @@ class Connection:
         event.session.open()
 
     def _on_session_close(self, event: Any) -> None:
-        session = event.session
-        for node in [node for node in self._nodes.values() if node.link.session == session]:
-            self._forget(node)
+        self._end_session(event.session)
+
+    def _end_session(self, session: Any) -> None:
+        links = [link for link in self._links if link.session == session]
+        for link in links:
+            stall = self.faults.stall_of(_path_of(link))
+            if stall is not None:  # what its links wait for comes first
+                stall.hold(partial(self._do, partial(self._end_session, session)))
+                stall.hold(self.wake)
+                return
+        for link in links:
+            node = self._nodes.get(link)
+            if node is not None:
+                self._forget(node)
+        self._links.difference_update(links)
         session.close()
         session.free()
 
     def _on_link_open(self, event: Any) -> None:
         link = event.link
-        terminus = link.remote_source if link.is_sender else link.remote_target
-        path = entity_path(terminus.address)
+        path = _path_of(link)
+        self._links.add(link)
         self.counters.links += 1
-        self._unless_stalled(path, partial(self._attach, link, path))
-
-    def _unless_stalled(self, path: str, call: Callable[[], None]) -> None:
-        stall = self.faults.stall_of(path)
-        if stall is None:
-            call()
-            return
-
-        def later() -> None:
-            if not self._lost:
-                call()
-                self.wake()
-
-        stall.hold(later)
+        self._perform(link, path, partial(self._attach, link, path))
 
     def _attach(self, link: Any, path: str) -> None:
         refusal = attempt(partial(self._open, link, path))
@@ -217,14 +239,14 @@ class Connection:
 
     def _on_link_close(self, event: Any) -> None:
         link = event.link
-        node = self._nodes.get(link)
-        path = entity_path((link.remote_source if link.is_sender else link.remote_target).address)
-        self._unless_stalled(path, partial(self._detach, link, node))
+        self._perform(link, _path_of(link), partial(self._detach, link))
 
-    def _detach(self, link: Any, node: Node | None) -> None:
+    def _detach(self, link: Any) -> None:
+        node = self._nodes.get(link)
         if node is not None:
             self._forget(node)
         link.close()
+        self._links.discard(link)
         link.free()
 
     def _forget(self, node: Node, *, closed: bool = True) -> None:
@@ -239,17 +261,47 @@ class Connection:
         node.link = None
 
     def _on_flow(self, event: Any) -> None:
-        node = self._nodes.get(event.link)
-        if node is not None:
-            self._unless_stalled(node.path, node.on_flow)
+        link = event.link
+
+        def tell() -> None:
+            node = self._nodes.get(link)
+            if node is not None:
+                node.on_flow()
+
+        self._perform(link, _path_of(link), tell)
 
     def _on_delivery(self, event: Any) -> None:
         delivery = event.delivery
-        node = self._nodes.get(delivery.link)
-        if node is not None:
-            self._unless_stalled(node.path, partial(node.on_delivery, delivery))
+        link = delivery.link
+
+        def tell() -> None:
+            node = self._nodes.get(link)
+            if node is not None:
+                node.on_delivery(delivery)
+
+        self._perform(link, _path_of(link), tell)
 
     # What the nodes ask for
+
+    def perform(self, node: Node, call: Callable[[], None]) -> None:
+        """Do what concerns a node: now, once its stall is lifted, or never if it is gone by then."""
+        link = node.link
+
+        def unless_gone() -> None:
+            if self._nodes.get(link) is node:
+                call()
+
+        self._perform(link, node.path, unless_gone)
+
+    def _perform(self, link: Any, path: str, call: Callable[[], None]) -> None:
+        stall = self.faults.stall_of(path)
+        if stall is not None:
+            stall.hold(partial(self._perform, link, path, call))
+            return
+        # To the engine, a link that was freed with its session is no link, and touching it a crash.
+        if link in self._links:
+            self._do(call)
+            self.wake()
 
     def next_format(self, link: str) -> int:
         """The message format of the next delivery on a link."""
@@ -306,6 +358,11 @@ class Connection:
         self._forget(node, closed=False)
         refuse_link(link, refusal)
         self.wake()
+
+
+def _path_of(link: Any) -> str:
+    """What a client's link is about."""
+    return entity_path((link.remote_source if link.is_sender else link.remote_target).address)
 
 
 _HANDLERS: Final[dict[Any, Callable[[Connection, Any], None]]] = {

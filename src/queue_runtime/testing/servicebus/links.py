@@ -46,6 +46,9 @@ class Host(Protocol):
     def wake(self) -> None:
         """There is something to write."""
 
+    def perform(self, node: Node, call: Callable[[], None]) -> None:
+        """Do what concerns a node: now, once its stall is lifted, or never if it is gone by then."""
+
     def next_format(self, link: str) -> int:
         """The message format of the next delivery on a link."""
 
@@ -151,7 +154,6 @@ class Outlet(Node):
         super().__init__(link, path)
         self._host = host
         self._queue = queue
-        self._gone = False
         self.session_id: str | None = None
         self.settles = link.remote_snd_settle_mode != Link.SND_SETTLED
         self.consumer = Consumer(self, settles=self.settles)
@@ -181,8 +183,11 @@ class Outlet(Node):
 
     def granted(self, session_id: str, until: float) -> None:
         """The session is the client's."""
-        link = self.link
         self.session_id = session_id
+        self._host.perform(self, partial(self._open, session_id, until))
+
+    def _open(self, session_id: str, until: float) -> None:
+        link = self.link
         link.source.copy(link.remote_source)
         link.source.filter.clear()
         link.source.filter.put_object({symbol(_SESSION_FILTER): session_id})
@@ -193,30 +198,16 @@ class Outlet(Node):
         ticks = round(until * _TICKS_PER_SECOND) + _TICKS_TO_1970
         link.properties = PropertyDict({symbol("com.microsoft:locked-until-utc"): ticks})
         link.open()
-        self._host.wake()
 
     def lost(self, refusal: Refused) -> None:
         """The session is not, or no more."""
-        self._unless_stalled(partial(self._end, refusal))
-
-    def _end(self, refusal: Refused) -> None:
-        if not self._gone:
-            self._host.end_link(self, refusal)
+        self._host.perform(self, partial(self._host.end_link, self, refusal))
 
     def deliver(self, message: Stored, token: UUID | None) -> None:
         """Send a message."""
-        self._unless_stalled(partial(self._send, encode_stored(message), token))
-
-    def _unless_stalled(self, call: Callable[[], None]) -> None:
-        stall = self._host.faults.stall_of(self.path)
-        if stall is None:
-            call()
-        else:
-            stall.hold(call)
+        self._host.perform(self, partial(self._send, encode_stored(message), token))
 
     def _send(self, encoded: bytes, token: UUID | None) -> None:
-        if self._gone:
-            return
         delivery = self.link.delivery((token or uuid.uuid4()).bytes_le)
         self.link.stream(encoded)
         self.link.advance()
@@ -225,7 +216,6 @@ class Outlet(Node):
         else:
             delivery.token = token
         self._host.counters.messages_out += 1
-        self._host.wake()
 
     # Told by the client
 
@@ -244,6 +234,7 @@ class Outlet(Node):
         state = delivery.remote_state
         if token is None or not delivery.updated or not (state or delivery.settled):
             return
+        delivery.token = None  # what it says later is about nothing
         if not state:  # the client forgets the message, which stays locked
             delivery.settle()
             return
@@ -283,7 +274,6 @@ class Outlet(Node):
 
     def on_gone(self, *, closed: bool) -> None:
         """The receiver is no more."""
-        self._gone = True
         self._queue.detach(self.consumer, closed=closed)
 
 
