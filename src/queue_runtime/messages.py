@@ -518,7 +518,7 @@ class QueueStats:
 
     Args:
         depth: Messages waiting to be delivered, delayed retries included, scheduled ones not.
-        in_flight: Delivered and not settled.
+        in_flight: Delivered and not settled; ``None`` when the broker cannot tell, and counts them in ``depth``.
         scheduled: Waiting for their scheduled time.
         dead_lettered: In the dead-letter queue.
         oldest_age: Seconds since the oldest waiting message was enqueued; ``None`` when unknown or empty.
@@ -527,7 +527,7 @@ class QueueStats:
     """
 
     depth: int
-    in_flight: int
+    in_flight: int | None
     scheduled: int
     dead_lettered: int
     oldest_age: float | None = None

@@ -9,6 +9,7 @@ NEEDS = {
     "test_wire.py": ("proton",),
     "test_engine.py": ("proton",),
     "test_emulator.py": ("proton", "azure.servicebus"),
+    "test_administration.py": ("proton", "azure.servicebus", "cryptography"),
     "test_conformance.py": ("azure.servicebus",),
     "test_memory.py": ("proton", "azure.servicebus"),
 }

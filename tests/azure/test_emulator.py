@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import gc
 import re
 import signal
@@ -19,16 +18,9 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from azure.core.exceptions import (
-    ClientAuthenticationError,
-    HttpResponseError,
-    ResourceExistsError,
-    ResourceNotFoundError,
-)
 from azure.servicebus import ServiceBusClient as SyncClient
 from azure.servicebus import ServiceBusMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
-from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.exceptions import (
     MessageLockLostError,
     OperationTimeoutError,
@@ -260,6 +252,7 @@ def test_what_is_counted(queue: str) -> None:
         assert attrs.asdict(statistics) == {
             "connections": 2,
             "open_connections": 0,
+            "http_connections": 0,
             "links": 8,
             "open_links": 0,
             "refused_links": 0,
@@ -378,57 +371,6 @@ def test_a_wrong_key(emulator: Any, queue: str) -> None:
 def test_the_key_is_not_shown(emulator: ServiceBusEmulator) -> None:
     assert emulator.policy.key in emulator.connection_string
     assert emulator.policy.key not in repr(emulator)
-
-
-def test_queues_are_administered_over_http() -> None:
-    async def main(emulator: ServiceBusEmulator) -> None:
-        options = {"connection_verify": str(emulator.ca_file), "retry_total": 0}
-        client = ServiceBusAdministrationClient.from_connection_string(
-            emulator.connection_string, **options
-        )
-        async with client:
-            created = await client.create_queue(
-                "Made/Here",
-                requires_session=True,
-                lock_duration=dt.timedelta(seconds=90),
-                max_delivery_count=3,
-                default_message_time_to_live=dt.timedelta(days=1, hours=2),
-                requires_duplicate_detection=True,
-                duplicate_detection_history_time_window=dt.timedelta(minutes=2),
-                dead_lettering_on_message_expiration=True,
-            )
-            found = await client.get_queue("made/here")
-            for queue in (created, found):
-                assert queue.requires_session
-                assert queue.lock_duration == dt.timedelta(seconds=90)
-                assert queue.max_delivery_count == 3
-                assert queue.default_message_time_to_live == dt.timedelta(hours=26)
-                assert queue.duplicate_detection_history_time_window == dt.timedelta(minutes=2)
-                assert queue.dead_lettering_on_message_expiration
-            await send_over_tls(emulator)
-            counts = await client.get_queue_runtime_properties("q")
-            assert (counts.active_message_count, counts.total_message_count) == (1, 1)
-            assert (counts.scheduled_message_count, counts.dead_letter_message_count) == (0, 0)
-            with pytest.raises(ResourceNotFoundError):
-                await client.get_queue("nobody")
-            with pytest.raises(ResourceExistsError):
-                await client.create_queue("Q")
-            with pytest.raises(HttpResponseError, match="1 to 260 characters"):
-                await client.create_queue("a$b")
-            with pytest.raises(HttpResponseError, match="shows queues only"):
-                await client.delete_queue("q")
-        wrong = re.sub("SharedAccessKey=[^;]*", "SharedAccessKey=wrong", emulator.connection_string)
-        client = ServiceBusAdministrationClient.from_connection_string(wrong, **options)
-        async with client:
-            with pytest.raises(ClientAuthenticationError):
-                await client.get_queue("q")
-        trusting = Credential(emulator, 3_600)
-        client = ServiceBusAdministrationClient(f"localhost:{emulator.port}", trusting, **options)
-        async with client:
-            assert (await client.get_queue("q")).name == "q"
-
-    with tls_emulator() as emulator:
-        run(main(emulator))
 
 
 # --- starting and stopping -------------------------------------------------------------------------

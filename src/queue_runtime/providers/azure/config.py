@@ -16,10 +16,20 @@ from queue_runtime.errors import ConfigurationError, ValidationError
 from queue_runtime.messages import QueueName
 from queue_runtime.secret import Secret
 
-from ..option_checks import LOOPBACK, creates_nothing, matching, seconds, secret, some_text, whole
+from ..option_checks import (
+    LOOPBACK,
+    Validator,
+    creates_nothing,
+    matching,
+    seconds,
+    secret,
+    some_text,
+    whole,
+)
 
 __all__ = [
     "DOMAIN",
+    "EMULATOR_ADMINISTRATION_PORT",
     "MAX_LOCK_DURATION",
     "MAX_MESSAGE_BYTES",
     "STANDARD_MESSAGE_BYTES",
@@ -47,6 +57,12 @@ MAX_MESSAGE_BYTES: Final = 104_857_600
 
 MAX_LOCK_DURATION: Final = 300.0
 """Longest lock a queue can have, in seconds."""
+
+EMULATOR_ADMINISTRATION_PORT: Final = 5_300
+"""Where Microsoft's emulator is administered unless told otherwise.
+
+https://github.com/Azure/azure-service-bus-emulator-installer#choosing-the-right-connection-string
+"""
 
 _PARTS: Final = {
     name.lower(): name
@@ -208,25 +224,29 @@ def _check_connection_string(
         parse_connection_string(value.reveal())
 
 
-def _check_custom_endpoint(
-    _instance: object, attribute: attrs.Attribute[Any], value: object
-) -> None:
-    if value is None:
-        return
-    expected = f"{attribute.name} must be sb://host or sb://host:port, and nothing more"
-    if not isinstance(value, str):
-        raise ValidationError(expected)
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        raise ValidationError(expected) from None
-    if (
-        parts.scheme != "sb"
-        or not (_HOST.fullmatch(parts.hostname or "") or parts.hostname == "::1")
-        or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
-    ):
-        raise ValidationError(expected)
+def _endpoint_of(*schemes: str) -> Validator:
+    """Accept an address of one of these schemes and nothing more, or ``None``. Shows nothing of the value."""
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is None:
+            return
+        forms = " or ".join(f"{scheme}://host[:port]" for scheme in reversed(schemes))
+        expected = f"{attribute.name} must be {forms}, and nothing more"
+        if not isinstance(value, str):
+            raise ValidationError(expected)
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:
+            raise ValidationError(expected) from None
+        if (
+            parts.scheme not in schemes
+            or not (_HOST.fullmatch(parts.hostname or "") or parts.hostname == "::1")
+            or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
+        ):
+            raise ValidationError(expected)
+
+    return check
 
 
 # --- the configuration ---------------------------------------------------------------------------------
@@ -281,6 +301,9 @@ class AzureConfig:
         transport: ``amqp`` on TCP port 5671, or ``websocket`` on 443 for networks that let nothing else out.
         custom_endpoint: ``sb://host[:port]``, where connections go in place of the namespace's own address,
             such as a gateway; 443 where no port is given.
+        administration_endpoint: ``https://host[:port]``, where queues are created and counted in place of the
+            namespace's own address, which is that of ``custom_endpoint`` if there is one; ``http://`` for emulators
+            only. Of an emulator: the port in ``connection_string``, or 5300, where Microsoft's is by default.
         verify: File with the certificates of the authorities to trust; ``None``: those of certifi.
         insecure: Allow an emulator, which speaks without TLS, that is not on this machine.
         max_message_bytes: Largest message as encoded, 262,144 in the Standard tier; Premium queues take what
@@ -329,7 +352,10 @@ class AzureConfig:
     transport: Literal["amqp", "websocket"] = attrs.field(
         default="amqp", validator=attrs.validators.in_(("amqp", "websocket"))
     )
-    custom_endpoint: str | None = attrs.field(default=None, validator=_check_custom_endpoint)
+    custom_endpoint: str | None = attrs.field(default=None, validator=_endpoint_of("sb"))
+    administration_endpoint: str | None = attrs.field(
+        default=None, validator=_endpoint_of("http", "https")
+    )
     verify: str | None = attrs.field(default=None, validator=some_text)
     insecure: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     max_message_bytes: int = attrs.field(
@@ -346,7 +372,7 @@ class AzureConfig:
     operation_timeout: float = attrs.field(default=30.0, validator=seconds(600))
     declare: bool = attrs.field(
         default=False,
-        validator=creates_nothing("the portal or the Azure CLI"),
+        validator=creates_nothing("queue-runtime provision, the portal or the Azure CLI"),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -357,6 +383,7 @@ class AzureConfig:
                 f"prefetch is {self.prefetch}, but sessions is true: a session's lock would not expire while "
                 "messages wait here; leave prefetch out, or say sessions=false"
             )
+        self._check_administration()
         said = self.said
         if said is None:
             return
@@ -386,6 +413,16 @@ class AzureConfig:
                 "namespace is missing: write azure://namespace/queue, or give a connection_string"
             )
 
+    def _check_administration(self) -> None:
+        if self.administration_endpoint is None or self.insecure:
+            return
+        parts = urlsplit(self.administration_endpoint)
+        if parts.scheme == "http" and not LOOPBACK.fullmatch(parts.hostname or ""):
+            raise ValidationError(
+                f"administration_endpoint is on {shown(parts.hostname)} and without TLS: everybody on the way could "
+                "use the tokens; say https, use one on this machine, or say insecure=true"
+            )
+
     def _check_plaintext(self, said: ConnectionString) -> None:
         for name in ("custom_endpoint", "verify"):
             if getattr(self, name) is not None:
@@ -412,6 +449,19 @@ class AzureConfig:
         """The namespace's host name, in lower case, with its domain."""
         said = self.said
         return _qualified((self.namespace or "").lower()) if said is None else said.host
+
+    @property
+    def administration_address(self) -> str:
+        """Where queues are created and counted: ``https://host[:port]``, or ``http`` for an emulator."""
+        if self.administration_endpoint is not None:
+            return self.administration_endpoint
+        if self.custom_endpoint is not None:
+            return f"https{self.custom_endpoint.removeprefix('sb')}"
+        said = self.said
+        if said is not None and said.emulator:
+            host = f"[{said.host}]" if ":" in said.host else said.host
+            return f"http://{host}:{said.port or EMULATOR_ADMINISTRATION_PORT}"
+        return f"https://{self.fully_qualified_namespace}"
 
     def wire_name(self, queue: QueueName) -> str:
         """What Service Bus calls ``queue``; capital letters do not matter to it.

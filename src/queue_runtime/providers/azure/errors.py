@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, final
+from xml.sax.saxutils import unescape
 
 import attrs
 
@@ -84,12 +85,17 @@ class _Row:
 
 
 _NOT_FOUND: Final = _Row(
-    QueueNotFound, "check the name and the namespace; sending and receiving create no queues"
+    QueueNotFound,
+    "check the name and the namespace; sending and receiving create no queues: queue-runtime provision does",
 )
 _FORBIDDEN: Final = _Row(
     PermissionDenied,
     "give the identity a role such as Azure Service Bus Data Sender or Data Receiver, "
     "or the shared access policy the claim Send or Listen",
+)
+_NO_MANAGER: Final = _Row(
+    PermissionDenied,
+    "give the identity the role Azure Service Bus Data Owner, or the shared access policy the claim Manage",
 )
 _CREDENTIALS: Final = _Row(
     AuthenticationFailed,
@@ -122,7 +128,7 @@ _BROKEN: Final = _Row(ConnectionFailed, "try again on a new connection")
 _TROUBLE: Final = _Row(ConnectionFailed, "Service Bus is in trouble; try again")
 _UNREACHABLE: Final = _Row(
     ConnectionFailed,
-    "check the namespace's name, the network and, if set, custom_endpoint; try again",
+    "check the namespace's name, the network and, if set, custom_endpoint or administration_endpoint; try again",
 )
 _CERTIFICATE: Final = _Row(
     ConfigurationError,
@@ -260,6 +266,12 @@ _AUTH_TEXT: Final = re.compile(
     r"invalid ?signature|invalid ?(?:token|issuer|audience)|malformed ?token|token has an invalid",
     re.IGNORECASE,
 )
+_CLAIM_TEXT: Final = re.compile(
+    r"claims? (?:(?:is|are) )?(?:empty|required)|unauthorized access for|authorization failed",
+    re.IGNORECASE,
+)
+"""What the administration endpoint says, with status 401, of credentials that are good but for something else."""
+_DETAIL_TEXT: Final = re.compile(r"<Detail>(.*?)</Detail>", re.DOTALL)
 _EXPIRED_TEXT: Final = re.compile(r"expired ?token|token (?:is|has|was) expired", re.IGNORECASE)
 _CERTIFICATE_TEXT: Final = re.compile(
     r"certificate[_ ]verify|hostname mismatch|self[- ]signed certificate", re.IGNORECASE
@@ -465,7 +477,8 @@ def _from_authentication(error: BaseException, call: Call) -> QueueError:
 def _from_http(error: Any, names: frozenset[str], call: Call) -> QueueError:
     """An error of the administration client, or of a credential that asked for a token."""
     status = getattr(error, "status_code", None)
-    text = str(getattr(error, "message", None) or error)
+    detail = _DETAIL_TEXT.search(str(error))
+    text = unescape(detail[1]) if detail else str(getattr(error, "message", None) or error)
     code = getattr(getattr(error, "error", None), "code", None)
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     retry_after = seconds_to_wait(
@@ -474,9 +487,12 @@ def _from_http(error: Any, names: frozenset[str], call: Call) -> QueueError:
     words = _words(call, text) + (f" (HTTP status {status})" if isinstance(status, int) else "")
     row = None
     if "ClientAuthenticationError" in names:
-        row = (
-            _CREDENTIALS  # whatever the status: one of the token's issuer is not one of Service Bus
-        )
+        # Whatever the status: one of the token's issuer is not one of Service Bus.
+        row = _CREDENTIALS
+        if detail is not None and _EXPIRED_TEXT.search(text):
+            row = _EXPIRED
+        elif detail is not None and _CLAIM_TEXT.search(text):
+            row = _NO_MANAGER
     elif isinstance(status, int):
         row = _HTTP.get(status)
         if status == 503 and retry_after is not None:

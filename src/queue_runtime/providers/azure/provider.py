@@ -10,16 +10,17 @@ from typing import Final, final
 import trio
 
 from queue_runtime.abc import DeadLetters, Provider, Receiver, ReceiverOptions, Sender
-from queue_runtime.errors import ConfigurationError, Unsupported
+from queue_runtime.errors import ConfigurationError
 from queue_runtime.messages import Capabilities, PeekedMessage, QueueName, QueueStats
 
 from ..asyncio_bridge import AsyncioBridge
-from .administration import stats
+from .administration import Administration
 from .api import AzureApi, mapped
 from .browsing import dead_letters_of, peek, peeked, purge
 from .config import AzureConfig
 from .dead_letters import AzureDeadLetters, Graveyard
 from .links import Arrival, Inlet
+from .provision import provision
 from .receiver import AzureReceiver
 from .sender import MAX_BATCH, AzureSender
 
@@ -48,20 +49,26 @@ class AzureProvider(Provider):
         bridge = await AsyncioBridge.open("azure")
         try:
             api = await bridge.run(AzureApi.open, config)
-            bridge.start(_close_at_the_end, api)
+            administration = Administration(api)
+            bridge.start(_close_at_the_end, administration, api)
         except BaseException:
             await bridge.aclose()
             raise
-        return cls(config, bridge, api)
+        return cls(config, bridge, api, administration)
 
-    def __init__(self, config: AzureConfig, bridge: AsyncioBridge, api: AzureApi) -> None:
+    def __init__(
+        self,
+        config: AzureConfig,
+        bridge: AsyncioBridge,
+        api: AzureApi,
+        administration: Administration,
+    ) -> None:
         self._config = config
         self._bridge = bridge
         self._api = api
+        self._administration = administration
         self._closed = False
         self._receivers: set[AzureReceiver] = set()
-        said = config.said
-        self._has_administration = said is None or not said.emulator
         self.capabilities = Capabilities(
             sessions=config.sessions,
             session_state=config.sessions,
@@ -75,8 +82,9 @@ class AzureProvider(Provider):
             deduplication=config.deduplication,
             peek=True,
             purge=True,
-            stats=self._has_administration,
+            stats=True,
             dead_letters=True,
+            provisioning=True,
             durable=True,
             multi_process=True,
             max_message_bytes=config.max_message_bytes,
@@ -134,6 +142,10 @@ class AzureProvider(Provider):
         await self._bridge.run(peek, self._api, dead_letters_of(entity), 1)
         return AzureDeadLetters(self._bridge, Graveyard(self._api, entity))
 
+    async def provision(self, queue: QueueName) -> list[str]:
+        self._check_open()
+        return await self._bridge.run(provision, self._administration, self._config, queue)
+
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("the provider is closed")
@@ -154,9 +166,7 @@ class AzureProvider(Provider):
 
     async def stats(self, queue: QueueName) -> QueueStats:
         self._check_open()
-        if not self._has_administration:
-            raise Unsupported("stats", self.name, "an emulator has no administration endpoint")
-        return await self._bridge.run(stats, self._api, self._config.wire_name(queue))
+        return await self._bridge.run(self._administration.stats, self._config.wire_name(queue))
 
     # --- closing -----------------------------------------------------------------------------------
 
@@ -185,9 +195,10 @@ def _ignore_loss(_: BaseException) -> None:
     """It is closed right away."""
 
 
-async def _close_at_the_end(api: AzureApi) -> None:
+async def _close_at_the_end(administration: Administration, api: AzureApi) -> None:
     """Disconnect after the last call: the bridge ends its calls before what runs in the background."""
     try:
         await asyncio.get_running_loop().create_future()
     finally:
+        await administration.aclose()
         await api.aclose()

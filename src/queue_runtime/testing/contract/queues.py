@@ -164,6 +164,10 @@ async def counted(bench: Bench) -> None:
         until = trio.current_time() + patience
         while True:
             stats = await bench.provider.stats(bench.queue)
+            if stats.in_flight is None:
+                stats = attrs.evolve(
+                    stats, depth=stats.depth - whole["in_flight"], in_flight=whole["in_flight"]
+                )
             found = {name: getattr(stats, name) for name in whole}
             if found == whole or trio.current_time() >= until:
                 break

@@ -1,21 +1,16 @@
-"""Entity management over HTTP, as far as a queue can be created and looked at. Without I/O.
-
-Service Bus speaks Atom here: an entry whose content is a ``QueueDescription``. Only its elements that
-:class:`QueueSettings` knows are read and written; counts come besides.
-"""
+"""Queues created, looked at, changed, listed and deleted over HTTP, as Service Bus has it done. Without I/O."""
 
 from __future__ import annotations
 
-import re
 import urllib.parse
-from collections.abc import Mapping
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping
+from typing import Final, final
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape
 
 import attrs
 
 from ...errors import ValidationError
+from . import atom
 from .authority import Authority
 from .entities import QueueSettings
 from .namespace import Namespace
@@ -24,14 +19,19 @@ from .refusals import Refused
 
 __all__ = ["Administration", "HttpAnswer", "HttpRequest"]
 
-_CONNECT: Final = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"
-_COUNTS: Final = "http://schemas.microsoft.com/netservices/2011/06/servicebus"
-_FOR_EVER: Final = "P10675199DT2H48M5.4775807S"
-"""The longest duration of .NET, which stands for no limit."""
+_QUEUES: Final = "$resources/queues"
+_PAGE: Final = 100
+"""Entries of a list when the client does not say how many; also the most."""
 
-_DURATION: Final = re.compile(
-    r"P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
-)
+_REASONS: Final = {
+    200: "OK",
+    201: "Created",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    409: "Conflict",
+    501: "Not Implemented",
+}
 
 
 @final
@@ -51,124 +51,119 @@ class HttpAnswer:
     """What to answer."""
 
     status: int
-    reason: str
     body: bytes = b""
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return _REASONS[self.status]
+
+
+@final
+class _Impossible(Exception):
+    """The request is refused with a status and some words."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 @final
 class Administration:
-    """The management endpoint of a namespace.
+    """The administration endpoint of a namespace.
 
     Args:
         namespace: Its queues.
         authority: Who checks tokens.
+        on_deleted: Told the name of a queue that is gone: its links have to end.
     """
 
-    def __init__(self, namespace: Namespace, authority: Authority) -> None:
+    def __init__(
+        self, namespace: Namespace, authority: Authority, on_deleted: Callable[[str], None]
+    ) -> None:
         self._namespace = namespace
         self._authority = authority
+        self._on_deleted = on_deleted
 
     def answer(self, request: HttpRequest) -> HttpAnswer:
         """Do what a request asks for."""
-        path = urllib.parse.unquote(urllib.parse.urlsplit(request.target).path).strip("/")
+        parts = urllib.parse.urlsplit(request.target)
+        path = urllib.parse.unquote(parts.path).strip("/")
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
             self._authority.check(token, f"https://any/{path}", self._namespace.timers.now())
         except Refused as refusal:
-            return _error(401, "Unauthorized", refusal.description)
-        if request.method not in {"GET", "PUT"} or path.startswith("$"):
-            return _error(501, "Not Implemented", "The emulator creates and shows queues only.")
+            return HttpAnswer(401, atom.error(401, refusal.description))
         try:
-            if request.method == "GET":
-                return HttpAnswer(200, "OK", _entry(self._namespace.find(path)))
-            if "if-match" in request.headers:
-                return _error(501, "Not Implemented", "The emulator's queues do not change.")
-            if any(queue.name.lower() == path.lower() for queue in self._namespace):
-                return _error(409, "Conflict", "The queue exists already.")
-            queue = self._namespace.create(path, _settings(request.body))
-        except Refused as refusal:
-            return _error(404, "Not Found", refusal.description)
-        except (ValidationError, ValueError, ET.ParseError) as error:
-            return _error(400, "Bad Request", str(error))
-        return HttpAnswer(201, "Created", _entry(queue))
+            if path.lower() == _QUEUES and request.method == "GET":
+                return HttpAnswer(200, self._list(request.target, parts.query))
+            if path.startswith("$"):
+                raise _Impossible(501, "The emulator has queues only.")
+            match request.method:
+                case "GET":
+                    queue = self._look(path)
+                    # As Service Bus has it: a feed of nothing, not a status of 404.
+                    return HttpAnswer(200, atom.feed([]) if queue is None else atom.entry(queue))
+                case "PUT":
+                    return self._put(path, request)
+                case "DELETE":
+                    self._find(path)
+                    self._namespace.delete(path)
+                    self._on_deleted(path)
+                    return HttpAnswer(200)
+            raise _Impossible(400, f"The specified HTTP verb ({request.method}) is not valid.")
+        except _Impossible as refusal:
+            return HttpAnswer(refusal.status, atom.error(refusal.status, str(refusal)))
+        except (ValidationError, ValueError, ET.ParseError) as problem:
+            return HttpAnswer(400, atom.error(400, f"SubCode=40000. {problem}"))
+
+    def _look(self, path: str) -> Queue | None:
+        name = path.lower()
+        return next((queue for queue in self._namespace if queue.name.lower() == name), None)
+
+    def _find(self, path: str) -> Queue:
+        queue = self._look(path)
+        if queue is None:
+            raise _Impossible(
+                404, f"SubCode=40400. Not Found. The messaging entity {path!r} could not be found."
+            )
+        return queue
+
+    def _put(self, path: str, request: HttpRequest) -> HttpAnswer:
+        if "if-match" in request.headers:
+            queue = self._find(path)
+            queue.settings = _changed(queue.settings, atom.read_settings(request.body))
+            return HttpAnswer(200, atom.entry(queue))
+        settings = atom.read_settings(request.body)
+        if self._look(path) is not None:
+            raise _Impossible(409, "SubCode=40900. Conflict. The queue exists already.")
+        return HttpAnswer(201, atom.entry(self._namespace.create(path, settings)))
+
+    def _list(self, target: str, query: str) -> bytes:
+        options = dict(urllib.parse.parse_qsl(query))
+        skip, top = int(options.get("$skip", 0)), min(int(options.get("$top", _PAGE)), _PAGE)
+        queues = sorted(self._namespace, key=lambda queue: queue.name.lower())
+        following = None
+        if skip + top < len(queues):
+            following = f"/{_QUEUES}?{urllib.parse.urlencode({'$skip': skip + top, '$top': top})}"
+        return atom.feed(queues[skip : skip + top], target, following)
 
 
-def _error(status: int, reason: str, detail: str) -> HttpAnswer:
-    text = f"<Error><Code>{status}</Code><Detail>{escape(detail)}</Detail></Error>"
-    return HttpAnswer(status, reason, text.encode())
+def _changed(old: QueueSettings, new: QueueSettings) -> QueueSettings:
+    """What a queue has after a change.
 
-
-def _settings(body: bytes) -> QueueSettings:
-    root = ET.fromstring(body)  # noqa: S314 - a test's own, on loopback
-    texts = {
-        element.tag.removeprefix(f"{{{_CONNECT}}}"): element.text or ""
-        for element in root.iter()
-        if element.tag.startswith(f"{{{_CONNECT}}}")
-    }
-    given: dict[str, Any] = {}
-    if "RequiresSession" in texts:
-        given["requires_session"] = texts["RequiresSession"] == "true"
-    if "DeadLetteringOnMessageExpiration" in texts:
-        given["dead_letter_expired"] = texts["DeadLetteringOnMessageExpiration"] == "true"
-    if "LockDuration" in texts:
-        given["lock_duration"] = _seconds(texts["LockDuration"])
-    if "MaxDeliveryCount" in texts:
-        given["max_delivery_count"] = int(texts["MaxDeliveryCount"])
-    if texts.get("DefaultMessageTimeToLive", _FOR_EVER) != _FOR_EVER:
-        given["default_time_to_live"] = _seconds(texts["DefaultMessageTimeToLive"])
-    if texts.get("RequiresDuplicateDetection") == "true":
-        window = texts.get("DuplicateDetectionHistoryTimeWindow", "PT1M")
-        given["duplicate_window"] = _seconds(window)
-    return QueueSettings(**given)
-
-
-def _seconds(duration: str) -> float:
-    match = _DURATION.fullmatch(duration)
-    if match is None:
-        raise ValueError(
-            f"{duration!r} is no ISO 8601 duration of days, hours, minutes and seconds"
-        )
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _duration(seconds: float | None) -> str:
-    return _FOR_EVER if seconds is None else f"PT{seconds:f}S"
-
-
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _entry(queue: Queue) -> bytes:
-    settings, counts = queue.settings, queue.counts()
-    elements = {
-        "LockDuration": _duration(settings.lock_duration),
-        "MaxSizeInMegabytes": settings.max_queue_bytes >> 20,
-        "RequiresDuplicateDetection": _boolean(settings.duplicate_window > 0),
-        "RequiresSession": _boolean(queue.requires_session),
-        "DefaultMessageTimeToLive": _duration(settings.default_time_to_live),
-        "DeadLetteringOnMessageExpiration": _boolean(settings.dead_letter_expired),
-        "DuplicateDetectionHistoryTimeWindow": _duration(settings.duplicate_window),
-        "MaxDeliveryCount": settings.max_delivery_count,
-        "EnableBatchedOperations": "true",
-        "SizeInBytes": counts.size_bytes,
-        "MessageCount": counts.active + counts.deferred + counts.scheduled + counts.dead_letters,
-        "Status": "Active",
-    }
-    numbers = {
-        "ActiveMessageCount": counts.active,
-        "DeadLetterMessageCount": counts.dead_letters,
-        "ScheduledMessageCount": counts.scheduled,
-        "TransferMessageCount": 0,
-        "TransferDeadLetterMessageCount": 0,
-    }
-    description = "".join(f"<{name}>{value}</{name}>" for name, value in elements.items())
-    details = "".join(f"<c:{name}>{value}</c:{name}>" for name, value in numbers.items())
-    return (
-        '<entry xmlns="http://www.w3.org/2005/Atom">'
-        f'<title type="text">{escape(queue.name)}</title><content type="application/xml">'
-        f'<QueueDescription xmlns="{_CONNECT}">{description}'
-        f'<CountDetails xmlns:c="{_COUNTS}">{details}</CountDetails>'
-        "</QueueDescription></content></entry>"
-    ).encode()
+    Raises:
+        ValueError: Something would change that a queue has for life.
+    """
+    for name, is_same in (
+        ("RequiresSession", old.requires_session == new.requires_session),
+        (
+            "RequiresDuplicateDetection",
+            bool(old.duplicate_window) == bool(new.duplicate_window),
+        ),
+    ):
+        if not is_same:
+            raise ValueError(
+                f"The value for the {name} property of an existing Queue cannot be changed."
+            )
+    return attrs.evolve(new, locks_outlast_links=old.locks_outlast_links)

@@ -17,8 +17,9 @@ class Statistics:
     """What clients did so far.
 
     Args:
-        connections: TCP connections accepted.
+        connections: AMQP connections accepted.
         open_connections: Those of them that are open now.
+        http_connections: Connections to the administration endpoint accepted.
         links: Links that clients opened, refused ones and those to nodes included.
         open_links: Those of them that are open now.
         refused_links: Those that were refused.
@@ -31,6 +32,7 @@ class Statistics:
 
     connections: int
     open_connections: int
+    http_connections: int
     links: int
     open_links: int
     refused_links: int
@@ -48,6 +50,7 @@ class Counters:
     def __init__(self) -> None:
         self.connections = 0
         self.open_connections = 0
+        self.http_connections = 0
         self.links = 0
         self.open_links = 0
         self.refused_links = 0

@@ -56,6 +56,6 @@ async def serve_http(
         answered = answer(HttpRequest(words[0], words[1], headers, body))
         await stream.send_all(
             f"HTTP/1.1 {answered.status} {answered.reason}\r\n"
-            f"Content-Type: application/xml\r\nContent-Length: {len(answered.body)}\r\n\r\n".encode()
+            f"Content-Type: application/atom+xml;charset=utf-8\r\nContent-Length: {len(answered.body)}\r\n\r\n".encode()
             + answered.body
         )

@@ -51,6 +51,15 @@ class Namespace:
         queue = self._queues[key] = Queue(name, settings, self.timers)
         return queue
 
+    def delete(self, name: str) -> None:
+        """Remove a queue with all that is in it.
+
+        Raises:
+            Refused: There is none.
+        """
+        if self._queues.pop(name.lower(), None) is None:
+            raise entity_not_found(name)
+
     def find(self, path: str) -> Queue:
         """The queue of a path; ``/$DeadLetterQueue`` behind it stands for its sub-queue.
 

@@ -8,6 +8,7 @@ __all__ = [
     "DETACH_FORCED",
     "Refused",
     "cannot_dead_letter",
+    "entity_deleted",
     "entity_not_found",
     "message_lock_lost",
     "message_not_found",
@@ -45,6 +46,11 @@ class Refused(Exception):
 def entity_not_found(path: str) -> Refused:
     """No queue has this path."""
     return Refused("amqp:not-found", f"The messaging entity {path!r} could not be found.", 404)
+
+
+def entity_deleted(path: str) -> Refused:
+    """The queue has gone while a link was open."""
+    return Refused("amqp:not-found", f"The messaging entity {path!r} was deleted.", 404)
 
 
 def message_not_found(sequence: int) -> Refused:

@@ -17,6 +17,7 @@ from .counters import Counters
 from .fault_book import FaultBook
 from .http import is_http, serve_http
 from .namespace import Namespace
+from .refusals import entity_deleted
 
 __all__ = ["Server"]
 
@@ -54,7 +55,7 @@ class Server:
         self.counters = Counters()
         self.connections: set[Connection] = set()
         self._authority = authority
-        self._administration = Administration(namespace, authority)
+        self._administration = Administration(namespace, authority, self._end_links)
         self._faults = faults
         self._tls = tls
         self._sooner = trio.Event()
@@ -74,6 +75,14 @@ class Server:
             nursery.start_soon(trio.serve_listeners, self._serve, listeners)
             address: tuple[str, int] = listeners[0].socket.getsockname()
             task_status.started(address[1])
+
+    def _end_links(self, queue: str) -> None:
+        """The queue is gone: tell everybody who sends to it or receives from it."""
+        of_queue = f"{queue.lower()}/"
+        for connection in list(self.connections):
+            for link in connection.queue_links():
+                if f"{link.path}/".lower().startswith(of_queue):
+                    connection.end_link(link, entity_deleted(queue))
 
     def _come_sooner(self) -> None:
         self._sooner.set()
@@ -99,6 +108,7 @@ class Server:
         try:
             first = bytes(await stream.receive_some(_CHUNK))
             if is_http(first):
+                self.counters.http_connections += 1
                 await serve_http(stream, first, self._administration.answer)
             elif first:
                 await self._serve_amqp(tcp, stream, first)
