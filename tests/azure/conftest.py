@@ -12,6 +12,10 @@ NEEDS = {
     "test_administration.py": ("proton", "azure.servicebus", "cryptography"),
     "test_conformance.py": ("azure.servicebus",),
     "test_memory.py": ("proton", "azure.servicebus"),
+    "test_faults.py": ("proton", "azure.servicebus"),
+    "test_broker_faults.py": ("proton", "azure.servicebus"),
+    "test_bad_input.py": ("proton", "azure.servicebus"),
+    "test_cancelling.py": ("proton", "azure.servicebus"),
 }
 
 

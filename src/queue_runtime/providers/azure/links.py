@@ -232,7 +232,16 @@ class _Attached:
         was_lost = self.error is not None
         await self._end()
         if not was_lost and self._wire.error is None:
-            await asyncio.wait((self._detached,), timeout=_GOODBYE)
+            self._wire.on_lost(self, self._disconnected)
+            try:
+                await asyncio.wait((self._detached,), timeout=_GOODBYE)
+            finally:
+                self._wire.on_lost(self, None)
+
+    def _disconnected(self, _: BaseException) -> None:
+        """The peer will not confirm any more that the link is closed."""
+        if not self._detached.done():
+            self._detached.set_result(None)
 
 
 @final
@@ -455,6 +464,7 @@ class Outlet(_Attached):
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sending.add(stored)
         stored.add_done_callback(self._sending.discard)
+        stored.add_done_callback(_look)  # when writing fails nobody gets to wait for it
 
         async def done(reason: Any, state: Any) -> None:
             if stored.done():

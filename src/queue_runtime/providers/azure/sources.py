@@ -540,8 +540,8 @@ class PlainSource(Source):
             for arrival in arrivals:
                 self.locked_at[arrival.tag] = asked_at
             return [None] * len(arrivals)
-        if len(arrivals) == 1:
-            return [error]
+        if len(arrivals) == 1 or error.is_transient:
+            return [error] * len(arrivals)
         # One that is over spoils the request for all.
         each = await asyncio.gather(*(self.renew([arrival]) for arrival in arrivals))
         return [answer for [answer] in each]
