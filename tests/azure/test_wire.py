@@ -432,7 +432,7 @@ def test_several_are_settled_by_their_tokens(client: RawClient, ask: Any, edge: 
         received = client.received(receiver)
         assert received is not None
         tokens.append(received[0].token if hasattr(received[0], "token") else None)
-    held = list(edge.namespace.find("q")._locks)
+    held = [each.lock.token for each in edge.namespace.find("q").peek(1, 3) if each.lock]
     body = {
         "disposition-status": "completed",
         "lock-tokens": Array(UNDESCRIBED, Data.UUID, *held),

@@ -33,7 +33,8 @@ Where it may differ from Azure
 
 How it is built, from the bottom:
 
-* ``refusals``, ``timers``, ``entities``, ``store``, ``queue``, ``namespace``: the semantics, without I/O;
+* ``refusals``, ``timers``, ``entities``, ``store``, ``locks``, ``sessions``, ``queue``, ``namespace``: the
+  semantics, without I/O;
 * ``codec``, ``frames``: what the broker reads and writes of encoded messages;
 * ``authority``: tokens; ``fault_book``, ``counters``: what is to go wrong, and what was seen;
 * ``links``, ``requests``, ``connection``: AMQP on python-qpid-proton's engine, bytes in and bytes out;

@@ -1,13 +1,12 @@
 """One queue: what happens to its messages and sessions, without I/O. Every public call first runs what is due.
 
-How costs stay flat: ready messages of a lane are a heap of sequence numbers; lanes that a receiver could have
-stand in ``_available``, receivers that could have a message in ``_hungry``; each time that matters is a timer.
-Nothing walks the queue but :meth:`Queue.peek`, from where it is asked to.
+How costs stay flat: ready messages of a lane are a heap of sequence numbers; receivers that could have a message
+stand in ``_hungry``; each time that matters is a timer. Nothing walks the queue but :meth:`Queue.peek`, from where
+it is asked to.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush
@@ -22,23 +21,21 @@ from .entities import (
     Consumer,
     Content,
     Lane,
-    Lock,
     Outcome,
     QueueCounts,
     QueueSettings,
     Stored,
 )
+from .locks import Locks
 from .refusals import (
     cannot_dead_letter,
-    message_lock_lost,
     message_not_found,
     message_too_large,
     queue_full,
     session_lock_lost,
-    session_locked,
     session_missing,
-    wait_ended,
 )
+from .sessions import Sessions
 from .store import SeenIds, Store
 from .timers import Timers
 
@@ -79,14 +76,22 @@ class Queue:
         self._store = Store()
         self._seen = SeenIds(settings.duplicate_window)
         self._loose = Lane(None)
-        self._sessions: dict[str, Lane] = {}
-        self._locks: dict[UUID, Lock] = {}
+        self._locks = Locks(
+            timers,
+            settings.lock_duration,
+            of_sessions=self._sessions_required,
+            give_back=self._give_back,
+        )
+        self._sessions = Sessions(
+            self._store,
+            timers,
+            settings.lock_duration,
+            feed=self._feed,
+            give_back=self._give_back_all,
+        )
         self._scheduled = 0
         self._deferred = 0
-        self._locked_sessions = 0
         self._hungry: OrderedDict[Consumer, None] = OrderedDict()
-        self._available: OrderedDict[Lane, None] = OrderedDict()
-        self._waiters: OrderedDict[Consumer, None] = OrderedDict()
 
     @property
     def requires_session(self) -> bool:
@@ -104,7 +109,7 @@ class Queue:
             scheduled=self._scheduled,
             dead_letters=0 if dead is None else len(dead._store),
             sessions=len(self._sessions),
-            locked_sessions=self._locked_sessions,
+            locked_sessions=self._sessions.locked,
             size_bytes=self._store.size_bytes,
         )
 
@@ -182,10 +187,7 @@ class Queue:
     def _lane(self, session_id: str | None) -> Lane:
         if not self._sessions_required or session_id is None:
             return self._loose
-        lane = self._sessions.get(session_id)
-        if lane is None:
-            lane = self._sessions[session_id] = Lane(session_id)
-        return lane
+        return self._sessions.lane(session_id)
 
     def _remove(self, message: Stored) -> None:
         """Delete a message and all that is kept about it; it has no lock."""
@@ -193,16 +195,7 @@ class Queue:
         if message.timer is not None:
             self._timers.cancel(message.timer)
             message.timer = None
-        self._tidy(message.lane)
-
-    def _tidy(self, lane: Lane) -> None:
-        """Forget a session about which there is nothing left to know."""
-        if lane.session_id is None:
-            return
-        if lane.owner is None and self._head(lane) is None:
-            self._available.pop(lane, None)
-            if not lane.messages and lane.state is None:
-                self._sessions.pop(lane.session_id, None)
+        self._sessions.tidy(message.lane)
 
     def _requeue(self, message: Stored) -> None:
         """An active message without a lock goes to its place, or to where it goes instead."""
@@ -284,83 +277,42 @@ class Queue:
         """
         self._timers.run()
         self._hungry.pop(consumer, None)
-        self._stop_waiting(consumer)
+        self._sessions.stop_waiting(consumer)
         if not closed and self.settings.locks_outlast_links:
             consumer.credit = 0
             return
         lane, consumer.lane = consumer.lane, None
         if lane is not None and lane.owner is consumer:
-            self._end_session(lane, failed=False)
+            self._sessions.end(lane, failed=False)
 
     def _dispatch(self, lane: Lane) -> None:
         """See whether somebody can have what has become ready in a lane."""
         if lane is self._loose:
-            while self._hungry and self._head(lane) is not None:
+            while self._hungry and self._store.head(lane) is not None:
                 consumer, _ = self._hungry.popitem(last=False)
                 self._deliver(lane, consumer)
                 if consumer.credit:
                     self._hungry[consumer] = None
         elif lane.owner is not None:
             self._feed(lane, lane.owner)
-        elif self._head(lane) is not None:
-            if self._waiters:
-                consumer, _ = self._waiters.popitem(last=False)
-                self._stop_waiting(consumer)
-                self._grant(lane, consumer)
-            elif lane not in self._available:
-                self._available[lane] = None
+        elif self._store.head(lane) is not None:
+            self._sessions.offer(lane)
 
     def _feed(self, lane: Lane, consumer: Consumer) -> None:
-        while consumer.credit > 0 and self._head(lane) is not None:
+        while consumer.credit > 0 and self._store.head(lane) is not None:
             self._deliver(lane, consumer)
-
-    def _head(self, lane: Lane) -> Stored | None:
-        """The message that is next in a lane."""
-        ready = lane.ready
-        while ready:
-            message = self._store.get(ready[0])
-            if message is not None and message.state == ACTIVE and message.lock is None:
-                return message
-            heappop(ready)
-        return None
 
     def _deliver(self, lane: Lane, consumer: Consumer) -> None:
         message = self._store.get(heappop(lane.ready))
         assert message is not None
         consumer.credit -= 1
         if consumer.settles:
-            consumer.receiver.deliver(message, self._lock(message, consumer))
+            consumer.receiver.deliver(message, self._locks.take(message, consumer))
         else:
             self._remove(message)
             consumer.receiver.deliver(message, None)
 
     # Locks on messages
-
-    def _lock(self, message: Stored, consumer: Consumer | None) -> UUID:
-        lane = message.lane
-        until = self._timers.now() + self.settings.lock_duration
-        lock = message.lock = Lock(uuid.uuid4(), message, consumer, until)
-        self._locks[lock.token] = lock
-        if lane.session_id is None:
-            lock.timer = self._timers.at(until, self._lock_expires, lock)
-        else:
-            lane.locks[lock.token] = lock
-        return lock.token
-
-    def _lock_expires(self, lock: Lock) -> None:
-        message = self._unlock(lock)
-        message.count += 1
-        self._give_back(message)
-
-    def _unlock(self, lock: Lock) -> Stored:
-        message = lock.message
-        del self._locks[lock.token]
-        message.lock = None
-        if lock.timer is not None:
-            self._timers.cancel(lock.timer)
-        else:
-            del message.lane.locks[lock.token]
-        return message
 
     def _give_back(self, message: Stored) -> None:
         if message.state == ACTIVE:
@@ -369,29 +321,26 @@ class Queue:
         elif message.expires_at <= self._timers.now():
             self._expire(message)
 
+    def _give_back_all(self, lane: Lane, failed: bool) -> None:
+        """All locked messages of a session, before anybody can have one."""
+        for lock in list(lane.locks.values()):
+            message = self._locks.release(lock)
+            message.count += failed
+            if message.state == ACTIVE:
+                self._requeue(message)
+            elif message.expires_at <= self._timers.now():
+                self._expire(message)
+
     def renew(self, tokens: Sequence[UUID]) -> list[float]:
         """Prolong locks on messages without session, all or none; return when they end.
 
         Raises:
             Refused: One is not locked by its token.
         """
-        now = self._timers.run()
-        locks = [self._held(token, None) for token in tokens]
-        for lock in locks:
-            lock.own_until = now + self.settings.lock_duration
-            if lock.timer is not None:
-                self._timers.cancel(lock.timer)
-            lock.timer = self._timers.at(lock.own_until, self._lock_expires, lock)
-        return [lock.own_until for lock in locks]
-
-    def _held(self, token: UUID, consumer: Consumer | None) -> Lock:
-        """The lock with this token; that of a session's message only for who holds the session."""
-        lock = self._locks.get(token)
-        if lock is None:
-            raise session_lock_lost() if self._sessions_required else message_lock_lost()
-        if self._sessions_required and (consumer is None or lock.consumer is not consumer):
-            raise session_lock_lost()
-        return lock
+        self._timers.run()
+        return [
+            self._locks.prolong(lock) for lock in [self._locks.held(each, None) for each in tokens]
+        ]
 
     def settle(
         self,
@@ -417,11 +366,11 @@ class Queue:
             Refused: A lock is lost, or a dead letter would be dead-lettered.
         """
         self._timers.run()
-        locks = [self._held(token, consumer) for token in tokens]
+        locks = [self._locks.held(token, consumer) for token in tokens]
         if outcome is Outcome.DEAD_LETTERED and self.dead_letters is None:
             raise cannot_dead_letter()
         for lock in locks:
-            message = self._unlock(lock)
+            message = self._locks.release(lock)
             if outcome is Outcome.COMPLETED or outcome is Outcome.DEAD_LETTERED:
                 if message.state == DEFERRED:
                     self._deferred -= 1
@@ -454,7 +403,7 @@ class Queue:
                 if consumer is None or message.lane.owner is not consumer:
                     raise session_lock_lost()
         if settles:
-            return [(message, self._lock(message, consumer)) for message in messages]
+            return [(message, self._locks.take(message, consumer)) for message in messages]
         for message in messages:
             self._deferred -= 1
             self._remove(message)
@@ -465,7 +414,7 @@ class Queue:
         self._timers.run()
         lane = None
         if session_id is not None and self._sessions_required:
-            lane = self._sessions.get(session_id)
+            lane = self._sessions.find(session_id)
             if lane is None:
                 return []
         return list(islice(self._store.since(start, lane), count))
@@ -480,74 +429,7 @@ class Queue:
                 the receiver.)
         """
         self._timers.run()
-        if session_id is not None:
-            lane = self._lane(session_id)
-            if lane.owner is not None:
-                raise session_locked(session_id)
-            self._grant(lane, consumer)
-        elif self._available:
-            self._grant(next(iter(self._available)), consumer)
-        else:
-            self._waiters[consumer] = None
-            end = self._timers.now() + timeout
-            consumer.waiting = self._timers.at(end, self._wait_ends, consumer, timeout)
-
-    def _wait_ends(self, consumer: Consumer, timeout: float) -> None:
-        self._stop_waiting(consumer)
-        consumer.receiver.lost(wait_ended(timeout))
-
-    def _stop_waiting(self, consumer: Consumer) -> None:
-        self._waiters.pop(consumer, None)
-        if consumer.waiting is not None:
-            self._timers.cancel(consumer.waiting)
-            consumer.waiting = None
-
-    def _grant(self, lane: Lane, consumer: Consumer) -> None:
-        assert lane.session_id is not None
-        self._available.pop(lane, None)
-        self._locked_sessions += 1
-        lane.owner = consumer
-        consumer.lane = lane
-        self._prolong(lane)
-        consumer.receiver.granted(lane.session_id, lane.until)
-        self._feed(lane, consumer)
-
-    def _prolong(self, lane: Lane) -> None:
-        if lane.timer is not None:
-            self._timers.cancel(lane.timer)
-        lane.until = self._timers.now() + self.settings.lock_duration
-        lane.timer = self._timers.at(lane.until, self._session_expires, lane)
-
-    def _session_expires(self, lane: Lane) -> None:
-        consumer = lane.owner
-        self._end_session(lane, failed=True)
-        if consumer is not None:
-            consumer.receiver.lost(session_lock_lost())
-
-    def _end_session(self, lane: Lane, *, failed: bool) -> None:
-        """Nobody holds the session any more; its locked messages go back, all before anybody can have one."""
-        if lane.owner is not None:
-            lane.owner.lane = None
-            lane.owner = None
-            self._locked_sessions -= 1
-        if lane.timer is not None:
-            self._timers.cancel(lane.timer)
-            lane.timer = None
-        for lock in list(lane.locks.values()):
-            message = self._unlock(lock)
-            message.count += failed
-            if message.state == ACTIVE:
-                self._requeue(message)
-            elif message.expires_at <= self._timers.now():
-                self._expire(message)
-        self._dispatch(lane)
-        self._tidy(lane)
-
-    def _owned(self, session_id: str, consumer: Consumer | None) -> Lane:
-        lane = self._sessions.get(session_id)
-        if lane is None or consumer is None or lane.owner is not consumer:
-            raise session_lock_lost()
-        return lane
+        self._sessions.accept(consumer, session_id, timeout)
 
     def renew_session(self, session_id: str, consumer: Consumer | None) -> float:
         """Prolong the lock of a session that the consumer holds; return when it ends.
@@ -556,9 +438,7 @@ class Queue:
             Refused: The consumer does not hold it.
         """
         self._timers.run()
-        lane = self._owned(session_id, consumer)
-        self._prolong(lane)
-        return lane.until
+        return self._sessions.renew(session_id, consumer)
 
     def session_state(self, session_id: str, consumer: Consumer | None) -> bytes | None:
         """The state of a session that the consumer holds.
@@ -567,7 +447,7 @@ class Queue:
             Refused: The consumer does not hold it.
         """
         self._timers.run()
-        return self._owned(session_id, consumer).state
+        return self._sessions.owned(session_id, consumer).state
 
     def set_session_state(
         self, session_id: str, state: bytes | None, consumer: Consumer | None
@@ -578,32 +458,24 @@ class Queue:
             Refused: The consumer does not hold it.
         """
         now = self._timers.run()
-        lane = self._owned(session_id, consumer)
+        lane = self._sessions.owned(session_id, consumer)
         lane.state = state
         lane.state_set_at = now
 
     def session_ids(self, state_set_after: float | None = None) -> list[str]:
         """Sessions with messages or a state, or those whose state was set after a time."""
         self._timers.run()
-        if state_set_after is None:
-            chosen = [
-                lane for lane in self._sessions.values() if lane.messages or lane.state is not None
-            ]
-        else:
-            chosen = [
-                lane for lane in self._sessions.values() if lane.state_set_at > state_set_after
-            ]
-        return [lane.session_id for lane in chosen if lane.session_id is not None]
+        return self._sessions.ids(state_set_after)
 
     # What only tests do
 
     def steal_session(self, session_id: str) -> bool:
         """End the lock of a session as if it had expired, without telling its holder; whether there was one."""
         self._timers.run()
-        lane = self._sessions.get(session_id)
+        lane = self._sessions.find(session_id)
         if lane is None or lane.owner is None:
             return False
-        self._end_session(lane, failed=True)
+        self._sessions.end(lane, failed=True)
         return True
 
     def steal_message(self, sequence: int) -> bool:
@@ -612,5 +484,5 @@ class Queue:
         message = self._store.get(sequence)
         if message is None or message.lock is None:
             return False
-        self._lock_expires(message.lock)
+        self._locks.expire(message.lock)
         return True

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from heapq import heapify
+from heapq import heapify, heappop
 from typing import Final, final
 
-from .entities import Index, Lane, Stored
+from .entities import ACTIVE, Index, Lane, Stored
 
 __all__ = ["SeenIds", "Store"]
 
@@ -55,6 +55,16 @@ class Store:
         if len(lane.ready) > 2 * lane.messages + _SLACK:
             lane.ready = [number for number in lane.ready if number in self._messages]
             heapify(lane.ready)
+
+    def head(self, lane: Lane) -> Stored | None:
+        """The message that is next in a lane: active and without a lock."""
+        ready = lane.ready
+        while ready:
+            message = self._messages.get(ready[0])
+            if message is not None and message.state == ACTIVE and message.lock is None:
+                return message
+            heappop(ready)
+        return None
 
     def since(self, number: int, lane: Lane | None) -> Iterator[Stored]:
         """Messages from a number on, all or those of a session; nothing may change meanwhile."""
