@@ -464,6 +464,28 @@ def test_http_statuses(status: int, expected: type[QueueError]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("detail", "expected"),
+    [
+        ("Manage,EntityRead claims required for this operation. TrackingId:1", PermissionDenied),
+        ("claim is empty or token is invalid. TrackingId:1", PermissionDenied),
+        ("SubCode=40100: Unauthorized : Unauthorized access for 'GetQueue'", PermissionDenied),
+        ("InvalidSignature: The token has an invalid signature.", AuthenticationFailed),
+        ("ExpiredToken: the token expired &lt; 5 s ago.", AuthenticationFailed),
+        ("MalformedToken: what was that?", AuthenticationFailed),
+    ],
+)
+def test_what_the_administration_endpoint_says(detail: str, expected: type[QueueError]) -> None:
+    body = f"<Error><Code>401</Code><Detail>{detail}</Detail></Error>"
+    answer = response(401)
+    answer.text = lambda: body
+    made = from_azure(core.ClientAuthenticationError(response=answer), CALL)
+    assert type(made) is expected
+    assert detail.replace("&lt;", "<") in str(made)
+    assert ("Manage" in str(made)) == (expected is PermissionDenied)
+    assert ("renew the token" in str(made)) == ("Expired" in detail)
+
+
+@pytest.mark.parametrize(
     ("header", "expected"),
     [("7", 7.0), ("soon", None), ("", None)],
 )

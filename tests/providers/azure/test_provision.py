@@ -7,9 +7,11 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import attrs
 import pytest
@@ -19,6 +21,7 @@ from click.testing import CliRunner
 pytest.importorskip("azure.servicebus", reason="the extra azure is not installed")
 pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
 
+from azure.servicebus._base_handler import _generate_sas_token
 from azure.servicebus.management import QueueProperties
 from tests.azure.emulator_process import EmulatorProcess, emulator_process
 
@@ -29,6 +32,8 @@ from queue_runtime.errors import (
     ConfigurationError,
     ConnectionFailed,
     OperationTimeout,
+    PermissionDenied,
+    ProviderError,
     QueueNotFound,
     ValidationError,
 )
@@ -39,6 +44,7 @@ from queue_runtime.providers.azure.administration import Administration
 from queue_runtime.providers.azure.api import AzureApi
 from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.secret import Secret
+from queue_runtime.testing.servicebus import AccessPolicy, QueueSettings, emulator_in_thread
 
 NUMBERS = count(1)
 PATIENCE = 30.0
@@ -351,6 +357,73 @@ def at(port: int) -> AzureConfig:
         "SharedAccessKey=abcdefgh;UseDevelopmentEmulator=true"
     )
     return AzureConfig(connection_string=Secret(text), operation_timeout=0.2)
+
+
+async def test_a_key_without_the_right_to_manage() -> None:
+    # In a thread of this process: no AMQP is spoken, whose engine could not live beside the bridge's thread.
+    with emulator_in_thread(policy=AccessPolicy(manages=False)) as emulator:
+        emulator.create_queue("jobs", QueueSettings(requires_session=True))
+        config = AzureConfig(connection_string=Secret(emulator.connection_string))
+        await refused(config, PermissionDenied, "EntityRead claims required.*role .* Data Owner")
+
+
+async def test_a_signature_made_beforehand(plain: EmulatorProcess, name: QueueName) -> None:
+    plain.create_queue(name, requires_session=True)
+    plain.create_queue(f"{name}-other")
+    said = AzureConfig(**ways(plain)).said
+    assert said is not None
+    assert said.key is not None
+    token = _generate_sas_token(
+        f"sb://{said.host}/{name}", said.key_name, said.key.reveal(), timedelta(minutes=5)
+    )
+    text = (
+        f"Endpoint={plain.endpoint};SharedAccessSignature={token.token};UseDevelopmentEmulator=true"
+    )
+    async with connected(AzureConfig(connection_string=Secret(text))) as provider:
+        assert (await provider.stats(name)).depth == 0
+        with pytest.raises(AuthenticationFailed, match="InvalidAudience") as caught:
+            await provider.stats(QueueName(f"{name}-other"))
+    assert "sig=" not in str(caught.value)
+
+
+async def test_what_is_asked_names_the_queue_and_the_namespace() -> None:
+    """A key of the queue's own can sign for the queue only; a gateway has to know the namespace."""
+    heads: list[str] = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            heads.append((await stream.receive_some(65_536)).decode())
+            await stream.send_all(
+                b"HTTP/1.1 307 No\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+            )
+
+    async with trio.open_nursery() as nursery:
+        [port] = [
+            listener.socket.getsockname()[1]
+            for listener in await nursery.start(
+                partial(trio.serve_tcp, answer, 0, host="127.0.0.1")
+            )
+        ]
+        config = AzureConfig(
+            connection_string=Secret(
+                "Endpoint=sb://orders.servicebus.windows.net;SharedAccessKeyName=mine;"
+                "SharedAccessKey=abcdefgh;EntityPath=a/b"
+            ),
+            administration_endpoint=f"http://127.0.0.1:{port}",
+        )
+        async with connected(config) as provider:
+            with pytest.raises(
+                ProviderError, match="HTTP status 307"
+            ):  # nobody else gets the token
+                await provider.stats(QueueName("a/b"))
+        nursery.cancel_scope.cancel()
+    [head] = heads
+    lines = dict(line.partition(": ")[::2] for line in head.split("\r\n"))
+    assert lines["Host"] == "orders.servicebus.windows.net"
+    assert lines["Authorization"].startswith("SharedAccessSignature ")
+    said = dict(parse_qsl(lines["Authorization"].partition(" ")[2]))
+    assert said["sr"] == "https://orders.servicebus.windows.net/a/b"
+    assert said["skn"] == "mine"
 
 
 async def test_nobody_is_there() -> None:

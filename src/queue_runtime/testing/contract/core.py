@@ -69,8 +69,9 @@ class ContractEnvironment:
         load_consumers: Concurrent consumers of the load cases.
         child_url: A URL under which a child process can open the same broker with the same options; ``None``:
             there cannot be any, and the cases that need one are skipped.
-        create_queue: Creates a queue of the given name by the broker's own means, where neither the provider nor
-            its use does; raises ``ValidationError`` for a name that cannot be had. ``queue_name`` has created its own.
+        create_queue: Creates a queue of the given name by the broker's own means, where its use does not; goes
+            before the provider's provisioning, which keeps what is there. Raises ``ValidationError`` for a name
+            that cannot be had. ``queue_name`` has created its own.
         open_unhurried: Opens a connection as ``open_provider`` does, but with locks that outlast any case. Cases
             in which no lock has to expire use it, so that a busy machine does not upset them.
         open_undeclared: Opens a connection that does not create queues.

@@ -195,10 +195,11 @@ async def queue_names(bench: Bench) -> None:
     for number, ending in enumerate(endings):
         queue = QueueName(f"{base}-{ending}")
         try:
-            if bench.capabilities.provisioning:
-                await bench.provider.provision(queue)
-            elif bench.environment.create_queue is not None:
+            # Provisioning keeps what is there, also where names that differ in capitals are the same.
+            if bench.environment.create_queue is not None:
                 bench.environment.create_queue(queue)
+            elif bench.capabilities.provisioning:
+                await bench.provider.provision(queue)
             sender = await bench.sender(queue=queue)
         except (ValidationError, Unsupported):
             continue

@@ -94,6 +94,10 @@ class Administration:
             self._authority.check(token, f"https://any/{path}", self._namespace.timers.now())
         except Refused as refusal:
             return HttpAnswer(401, atom.error(401, refusal.description))
+        if token.startswith("SharedAccessSignature ") and not self._authority.policy.manages:
+            right = "EntityRead" if request.method == "GET" else "EntityWrite"
+            detail = f"Manage,{right} claims required for this operation."
+            return HttpAnswer(401, atom.error(401, detail))
         try:
             if path.lower() == _QUEUES and request.method == "GET":
                 return HttpAnswer(200, self._list(request.target, parts.query))

@@ -26,10 +26,17 @@ _SHARED_ACCESS = "SharedAccessSignature "
 @final
 @attrs.frozen
 class AccessPolicy:
-    """A name and key that sign shared access signatures."""
+    """A name and key that sign shared access signatures.
+
+    Args:
+        name: What a signature names.
+        key: What it is made with.
+        manages: Has the claim Manage besides Send and Listen: queues can be administered with it.
+    """
 
     name: str = "RootManageSharedAccessKey"
     key: str = attrs.field(factory=lambda: secrets.token_urlsafe(32), repr=False)
+    manages: bool = True
 
 
 def entity_path(address: str | None) -> str:
