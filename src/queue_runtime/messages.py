@@ -566,6 +566,8 @@ class Capabilities:
         max_settle_messages: Most settlements in one call.
         max_receive_messages: Most deliveries one receive call returns, however many are asked for; ``None``: as
             many as are asked for.
+        max_sessions: Most session leases one receiver holds at once, whatever its options say; ``None``: as many as
+            those say.
         max_concurrent_receives: How many receive calls on one queue are worth having in flight.
         max_concurrent_settles: How many settle calls on one queue are worth having in flight.
         settle_linger: Seconds worth waiting to fill a settlement batch (0: a call costs little).
@@ -595,6 +597,7 @@ class Capabilities:
     max_batch_bytes: int | None = None
     max_settle_messages: int = 1_000
     max_receive_messages: int | None = None
+    max_sessions: int | None = None
     max_concurrent_receives: int = 1
     max_concurrent_settles: int = 1
     settle_linger: float = 0.0

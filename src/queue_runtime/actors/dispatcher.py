@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 import attrs
 import trio
@@ -20,6 +20,10 @@ from .session import SessionActor
 from .signal import Signal
 
 __all__ = ["Counters", "Dispatcher"]
+
+_SPARE: Final = 32
+"""Places kept free of idle sessions, or an eighth of all where that is less: with one free place sessions would be
+locked, worked off and given back one after the other, each waiting for every answer of the broker."""
 
 
 @attrs.define
@@ -42,7 +46,7 @@ class Dispatcher:
 
     Args:
         demand: The global in-flight cap; the receivers wait on it.
-        max_sessions: Most session actors at once; at that number an idle one goes at once.
+        max_sessions: Most session actors at once. Some of the places are kept free of idle ones.
         max_concurrent: Most messages without a session handled at once.
         idle_timeout: Seconds without a message after which a session's lock is given back.
         observer: Told what happens, for instrumentation.
@@ -66,7 +70,7 @@ class Dispatcher:
         self.demand = demand
         self.demand_rose = Signal()
         self.in_flight = 0
-        self._max_sessions = max_sessions
+        self._crowd = max_sessions - min(_SPARE, max_sessions // 8)
         self._max_concurrent = max_concurrent
         self._idle_timeout = idle_timeout
         self._observer = observer
@@ -194,7 +198,7 @@ class Dispatcher:
             self._sessions[session_id] = actor
             self.counters.sessions_opened += 1
             self._observer.session_opened(lease)
-            if self._idle and len(self._sessions) >= self._max_sessions:
+            if self._idle and len(self._sessions) >= self._crowd:
                 self._retire(next(iter(self._idle)))
         if self._stopping is not None:
             actor.stop(self._stopping)
@@ -241,8 +245,8 @@ class Dispatcher:
         self._observer.handler_failed(delivery, result, decision)
 
     def idle(self, actor: SessionActor) -> None:
-        """The actor has nothing to do. At the session limit it makes room at once for one that has."""
-        if not self._idle_timeout or len(self._sessions) >= self._max_sessions:
+        """The actor has nothing to do. Near the session limit it makes room at once for one that has."""
+        if not self._idle_timeout or len(self._sessions) >= self._crowd:
             actor.stop(CloseReason.IDLE)
             return
         actor.last_active = trio.current_time()

@@ -123,7 +123,8 @@ class Supervisor:
         )
         self._dispatcher = Dispatcher(
             Demand(config.max_in_flight),
-            max_sessions=config.max_sessions,
+            # Beyond either the receiver accepts no session, however many wait behind idle ones.
+            max_sessions=min(config.max_sessions, capabilities.max_sessions or config.max_sessions),
             max_concurrent=config.max_concurrent_sessionless,
             idle_timeout=config.idle_timeout,
             observer=self._observer,

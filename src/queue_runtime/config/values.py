@@ -123,7 +123,8 @@ class SupervisorConfig:
 
     Args:
         max_in_flight: Most deliveries received and not yet settled, over all sessions.
-        max_sessions: Most sessions whose lock is held at once.
+        max_sessions: Most sessions whose lock is held at once; close to that number idle ones are closed at
+            once, so that none waits behind them. Where ``Capabilities.max_sessions`` is smaller, that counts.
         max_per_session: Most unsettled deliveries of one session, waiting ones included.
         max_concurrent_sessionless: Most messages without a session handled at once.
         settlement: When a session goes on to its next message.

@@ -90,6 +90,7 @@ class AzureProvider(Provider):
             max_message_bytes=config.max_message_bytes,
             max_batch_messages=MAX_BATCH,
             max_settle_messages=_MAX_SETTLEMENTS,
+            max_sessions=config.max_sessions,
             max_concurrent_settles=_CONCURRENT_SETTLES,
         )
 
