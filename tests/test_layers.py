@@ -35,6 +35,7 @@ SHARED = (
     "leases",
     "malformed",
     "option_checks",
+    "received",
     "wire_ids",
 )
 """What lies in ``providers/`` and is no provider but a help to all of them."""

@@ -27,18 +27,14 @@ from queue_runtime.providers.azure.broker_letters import MAX_WORDS, dead_letter_
 from queue_runtime.providers.azure.codec import (
     MAX_HEADER_BYTES,
     MAX_TIME_TO_LIVE,
-    NATIVE_HEADERS,
-    Entry,
     Received,
     decode,
-    decode_id,
     encode,
-    encode_id,
     identity,
-    in_batch,
-    wire_size,
 )
+from queue_runtime.providers.azure.entries import NATIVE_HEADERS, Entry, in_batch, wire_size
 from queue_runtime.providers.azure.foreign import BODY_HEADER
+from queue_runtime.providers.azure.ids import decode_id, encode_id
 from queue_runtime.providers.envelope import ENVELOPE, MAX_DESCRIPTION, NOTHING_MORE, Extras
 from queue_runtime.providers.wire_ids import GENERATED, digest
 

@@ -19,7 +19,8 @@ from queue_runtime.errors import ConfigurationError
 
 from .config import AzureConfig
 from .errors import Call, from_azure, safe_cause
-from .links import Inlet, Outlet
+from .inlet import Inlet
+from .outlet import Outlet
 from .wire import Credential, Place, Wire
 
 if TYPE_CHECKING:
@@ -126,11 +127,11 @@ class AzureApi:
             return wire
 
     async def inlet(self, entity: str, *args: Any, **kwargs: Any) -> Inlet:
-        """As :meth:`.links.Inlet.open`, on a connection for receiving. Raises what the SDK raises."""
+        """As :meth:`.inlet.Inlet.open`, on a connection for receiving. Raises what the SDK raises."""
         return await Inlet.open(await self.wire(Purpose.RECEIVING), entity, *args, **kwargs)
 
     async def outlet(self, entity: str, on_lost: Callable[[BaseException], None]) -> Outlet:
-        """As :meth:`.links.Outlet.open`, on a connection for sending. Raises what the SDK raises."""
+        """As :meth:`.outlet.Outlet.open`, on a connection for sending. Raises what the SDK raises."""
         return await Outlet.open(await self.wire(Purpose.SENDING), entity, on_lost)
 
     async def manage(

@@ -14,10 +14,9 @@ from queue_runtime.messages import MessageState, PeekedMessage
 from .amqp import integer, long
 from .api import AzureApi, mapped
 from .codec import Received, State, decode
-from .errors import Call, from_azure
-from .links import ANY_SESSION, COMPLETED, RELEASED, Arrival, Inlet
-from .lone import is_lone, without_lone_session
+from .inlet import ANY_SESSION, Arrival, Inlet, means_no_session
 from .sender import Exit
+from .settling import COMPLETED, RELEASED
 
 __all__ = ["Catch", "dead_letters_of", "peek", "peeked", "purge"]
 
@@ -38,8 +37,6 @@ _STATES: Final[dict[State, MessageState]] = {
     "scheduled": MessageState.SCHEDULED,
     "deferred": MessageState.DELAYED,
 }
-
-_TIMEOUT: Final = b"com.microsoft:timeout"
 
 
 def dead_letters_of(entity: str) -> str:
@@ -82,10 +79,9 @@ async def peek(
 
 def peeked(received: Received, *, dead: bool = False) -> PeekedMessage:
     """As the ports show it. The broker does not tell what is in flight: it counts as ready."""
-    message = received.message
     info = received.dead_letter
     return PeekedMessage(
-        without_lone_session(message) if is_lone(received.session) else message,
+        received.message,
         received.message_id,
         received.sequence_number,
         received.enqueued_at,
@@ -120,7 +116,7 @@ class Catch:
                     wait=wait,
                 )
             except Exception as error:
-                if getattr(error, "condition", None) == _TIMEOUT:
+                if means_no_session(error):
                     return False
                 raise
         return True
@@ -142,8 +138,8 @@ class Catch:
         taken: list[Arrival] = []
         while not enough(taken) and len(taken) < most:
             if self._error is not None:
-                call = Call(operation="receive", queue=self._entity)
-                raise from_azure(self._error, call) from self._error
+                with mapped("receive", self._entity):
+                    raise self._error
             if not self._came:
                 self._news.clear()
                 if self._inlet.credit <= _AT_ONCE // 2:

@@ -5,7 +5,7 @@ The body
 
 Headers
     Travel as application properties, so that other programs read and write them, as many as there are. Those of
-    :data:`NATIVE_HEADERS` are fields of AMQP itself, such as the subject, and travel as these.
+    :data:`.entries.NATIVE_HEADERS` are fields of AMQP itself, such as the subject, and travel as these.
 
 The rest
     Session, content type, correlation id, time to live and scheduled time have fields of their own. What has none,
@@ -29,16 +29,14 @@ What cannot be read
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, final
-from urllib.parse import quote, unquote
 
 import attrs
 
 from queue_runtime.errors import ValidationError
-from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
+from queue_runtime.messages import Message, MessageId, SessionId
 from queue_runtime.text import escape
 
 from ..envelope import (
@@ -53,8 +51,10 @@ from ..envelope import (
     sealed,
     with_less,
 )
+from ..received import ReceivedMessage
 from ..wire_ids import GENERATED, GENERATED_ID, HASHED, digest
 from .broker_letters import broker_dead_letter
+from .entries import NATIVE_HEADERS, SCHEDULED, Entry, header_size, wire_size
 from .foreign import (
     BODY_HEADER,
     body_of,
@@ -64,21 +64,16 @@ from .foreign import (
     text_of,
     utf16_length,
 )
+from .ids import MARKED, MAX_ID, decode_id, encode_id, fitting, is_lone
 
 __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_TIME_TO_LIVE",
-    "NATIVE_HEADERS",
-    "Entry",
     "Received",
     "State",
     "decode",
-    "decode_id",
     "encode",
-    "encode_id",
     "identity",
-    "in_batch",
-    "wire_size",
 ]
 
 MAX_HEADER_BYTES: Final = 65_536
@@ -90,30 +85,15 @@ https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
 MAX_TIME_TO_LIVE: Final = 4_294_967
 """Longest time to live, in whole seconds: AMQP counts milliseconds in 32 bits."""
 
-NATIVE_HEADERS: Final[Mapping[str, str]] = {
-    "amqp-subject": "subject",
-    "amqp-to": "to",
-    "amqp-reply-to": "reply_to",
-    "amqp-reply-to-session-id": "reply_to_session_id",
-}
-"""Header to the argument of the SDK's message that it travels as."""
-
-Entry: TypeAlias = dict[str, Any]
-"""Arguments of the SDK's ``ServiceBusMessage``; those that would be ``None`` are left out."""
-
 State: TypeAlias = Literal["active", "deferred", "scheduled"]
 """Where a peeked message stands."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_ID: Final = 128
-_FOREIGN: Final = "~f:"
-_MARKED: Final = re.compile(r"~[hn]:")
 _REASON: Final = "DeadLetterReason"
 _DESCRIPTION: Final = "DeadLetterErrorDescription"
 _RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
 """Names of properties that mean something here or to the broker; headers of these names are packed."""
 _STATES: Final[Mapping[int | None, State]] = {1: "deferred", 2: "scheduled"}
-_SCHEDULED: Final = "x-opt-scheduled-enqueue-time"
 _FOREIGN_FIELDS: Final = {
     "subject": "amqp-subject",
     "to": "amqp-to",
@@ -123,40 +103,6 @@ _FOREIGN_FIELDS: Final = {
     "user_id": "amqp-user-id",
 }
 """Field of the AMQP properties to the header that a foreign sender's value becomes."""
-
-
-# --- ids -----------------------------------------------------------------------------------------------
-
-
-def encode_id(text: str) -> str:
-    """A session id as Service Bus takes it: at most 128 UTF-16 units.
-
-    Different ids stay different. What fits goes as it is; what is too long, or begins like an id made here, is
-    ``~h:`` and its SHA-256, and the envelope carries the id itself. What :func:`decode_id` made of a foreign
-    session becomes that session again.
-    """
-    if text.startswith(_FOREIGN):
-        wire = unquote(text.removeprefix(_FOREIGN), errors="replace")
-        if decode_id(wire) == text:
-            return wire
-    return _fitting(text)
-
-
-def _fitting(text: str) -> str:
-    return HASHED + digest(text) if utf16_length(text) > _MAX_ID or _MARKED.match(text) else text
-
-
-def decode_id(wire: str) -> SessionId:
-    """The session of a session id on the wire that no envelope explains: the same, as far as it can be one here.
-
-    Foreign senders may use empty ids and control characters; those are percent-encoded behind ``~f:`` or, when too
-    long then, hashed.
-    """
-    try:
-        return SessionId(wire)
-    except ValidationError:
-        escaped = _FOREIGN + quote(wire, safe=" ", errors="replace")
-        return SessionId(escaped if len(escaped) <= _MAX_ID else _FOREIGN + digest(wire))
 
 
 # --- sending -------------------------------------------------------------------------------------------
@@ -197,7 +143,7 @@ def encode(
         if _excess(entry, max_bytes) > 0:
             least = Extras(message_id=identity(message, token, extras))
             entry = _encode(message, token, deduplicates, least)
-    size = _header_size(entry)
+    size = header_size(entry)
     if size > MAX_HEADER_BYTES:
         raise ValidationError(
             f"the headers and ids take {size} bytes, Service Bus takes {MAX_HEADER_BYTES}: "
@@ -213,13 +159,13 @@ def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) ->
         wanted = message.deduplication_id if first else None
     entry: Entry = {
         "body": message.body,
-        "message_id": GENERATED + token if wanted is None else _fitting(wanted),
+        "message_id": GENERATED + token if wanted is None else fitting(wanted),
     }
     properties: dict[str, str] = {}
     packed: dict[str, str] = {}
     for name, value in message.headers.items():
         if name in _RESERVED or (
-            name == "amqp-reply-to-session-id" and utf16_length(value) > _MAX_ID
+            name == "amqp-reply-to-session-id" and utf16_length(value) > MAX_ID
         ):
             packed[name] = value
         elif name in NATIVE_HEADERS:
@@ -256,7 +202,7 @@ def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dic
     own, wanted = message.message_id, message.deduplication_id
     was = None if own is not None else identity(message, token, extras)
     fields = {
-        "id": None if own == broker_id and not _MARKED.match(broker_id) else own,
+        "id": None if own == broker_id and not MARKED.match(broker_id) else own,
         "was": None if was == broker_id else was,
         "dedup": True if wanted is not None and wanted == broker_id else wanted,
     }
@@ -286,57 +232,9 @@ def _whole_milliseconds(moment: datetime) -> datetime:
     return moment + timedelta(microseconds=1_000 - rest) if rest else moment
 
 
-# --- sizes ---------------------------------------------------------------------------------------------
-
-
-def wire_size(entry: Mapping[str, Any]) -> int:
-    """Bytes of the message as AMQP encodes it, which is what the broker's limits count."""
-    body = len(entry["body"])
-    return _header_size(entry) + 3 + body + (2 if body <= 255 else 5)
-
-
-def in_batch(size: int) -> int:
-    """Bytes that a message of ``size`` takes in a batch, where each is a data section of its own."""
-    return size + (5 if size <= 255 else 8)
-
-
 def _excess(entry: Mapping[str, Any], max_bytes: int | None) -> int:
-    over = _header_size(entry) - MAX_HEADER_BYTES
+    over = header_size(entry) - MAX_HEADER_BYTES
     return over if max_bytes is None else max(over, wire_size(entry) - max_bytes)
-
-
-def _header_size(entry: Mapping[str, Any]) -> int:
-    """All sections but the body's: three bytes of descriptor each, then a list or a map of AMQP's encodings."""
-    texts = sum(
-        _string(entry[name]) - 1
-        for name in (
-            "message_id",
-            "session_id",
-            "content_type",
-            "correlation_id",
-            *NATIVE_HEADERS.values(),
-        )
-        if name in entry
-    )
-    size = 3 + _compound(13 + texts + (16 if "time_to_live" in entry else 0))
-    if "time_to_live" in entry:
-        size += 15
-    if "scheduled_enqueue_time_utc" in entry:
-        size += 3 + _compound(2 + len(_SCHEDULED) + 9)
-    properties = entry.get("application_properties")
-    if properties:
-        pairs = sum(_string(name) + _string(value) for name, value in properties.items())
-        size += 3 + _compound(pairs, 2 * len(properties))
-    return size
-
-
-def _string(text: str) -> int:
-    size = len(text.encode())
-    return size + (2 if size <= 255 else 5)
-
-
-def _compound(size: int, count: int = 0) -> int:
-    return size + (3 if size < 255 and count <= 255 else 9)
 
 
 # --- receiving -----------------------------------------------------------------------------------------
@@ -344,37 +242,25 @@ def _compound(size: int, count: int = 0) -> int:
 
 @final
 @attrs.frozen(kw_only=True)
-class Received:
-    """What a message received from Service Bus says: the parts of a delivery.
+class Received(ReceivedMessage):
+    """What a message received from Service Bus says.
+
+    Of a peeked message, the delivery count is how often it was delivered so far.
 
     Args:
-        message: What was sent.
-        message_id: Its identity: the sender's id, else the one it had in an earlier queue, else that of the broker.
         session: The session id as it is on the wire; ``None`` if there is none.
-        delivery_count: 1 for the first delivery; of a peeked message, how often it was delivered so far.
-        enqueued_at: When Service Bus accepted it; when it was due, if that was later.
         sequence_number: The broker's; 0 if it did not say.
         enqueued_sequence_number: The one it had in the queue where it was first, if it was forwarded or
             dead-lettered since; otherwise ``sequence_number``.
         locked_until: When the lock on it ends; ``None`` without one, and under a session's lock.
         state: Where a peeked message stands.
-        dead_letter: What a redriven or dead-lettered message carries about that.
-        earlier: All that it carries from an earlier queue.
-        malformed: Why the property of ours cannot be what we sent; ``None`` if all is well.
     """
 
-    message: Message
-    message_id: MessageId
     session: str | None
-    delivery_count: int
-    enqueued_at: datetime
     sequence_number: int
     enqueued_sequence_number: int
     locked_until: datetime | None
     state: State
-    dead_letter: DeadLetterInfo | None
-    earlier: Extras
-    malformed: str | None
 
 
 def decode(
@@ -409,7 +295,7 @@ def decode(
     if session is not None and not sessions:
         headers["amqp-session-id"] = session
     due = read_field(fields, "due", moment_of, problems) or _milliseconds(
-        annotations.get(_SCHEDULED)
+        annotations.get(SCHEDULED)
     )
     count = _number(getattr(header, "delivery_count", None)) or 0
     broker_id = optional_text(getattr(given, "message_id", None))
@@ -468,7 +354,7 @@ def _by_name(section: Mapping[Any, Any] | None) -> dict[str, Any]:
 
 
 def _session(wire: str | None, fields: Mapping[str, Any]) -> SessionId | None:
-    if wire is None:
+    if wire is None or is_lone(wire):
         return None
     carried = fields.get("session")
     try:

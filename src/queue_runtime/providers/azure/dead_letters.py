@@ -17,9 +17,10 @@ from ..envelope import Extras
 from ..wire_ids import digest
 from .api import AzureApi
 from .browsing import Catch, dead_letters_of, peek, peeked
-from .codec import Entry, Received, decode, encode
-from .links import Arrival
-from .lone import is_lone, with_lone_session, without_lone_session
+from .codec import Received, decode, encode
+from .entries import Entry
+from .ids import with_lone_session
+from .inlet import Arrival
 from .sender import Exit
 
 __all__ = ["AzureDeadLetters", "Graveyard"]
@@ -137,9 +138,6 @@ class Graveyard:
                 raise error
 
     def _entry(self, received: Received, limit: int) -> Entry:
-        message = received.message
-        if is_lone(received.session):
-            message = without_lone_session(message)
         token = digest("redrive", self._graves, str(received.sequence_number))
         earlier = received.earlier
         extras = Extras(
@@ -149,7 +147,7 @@ class Graveyard:
             sequence_number=earlier.sequence_number or received.enqueued_sequence_number,
         )
         entry = encode(
-            _now(message),
+            _now(received.message),
             token,
             deduplicates=self._api.config.deduplication,
             extras=extras,

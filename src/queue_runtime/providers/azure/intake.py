@@ -16,10 +16,12 @@ import attrs
 
 from queue_runtime.errors import QueueError
 
-from .api import AzureApi
-from .errors import Call, from_azure, safe_cause
-from .links import ANY_SESSION, Arrival
-from .sources import LockClock, PlainSource, SessionSource, Source, Work
+from .api import AzureApi, mapped
+from .inlet import ANY_SESSION, Arrival, means_no_session
+from .plain_source import PlainSource
+from .session_source import SessionSource, Stage
+from .settling import Work
+from .sources import LockClock, Source
 
 __all__ = ["Intake", "Take"]
 
@@ -35,9 +37,6 @@ _EMPTY: Final = 1.0
 _LATE: Final = 0.25
 """Part of a lock's duration by which the broker may be late to tell that a lock is over."""
 
-_TIMEOUT: Final = b"com.microsoft:timeout"
-"""Says that there is no session to be had: the acceptor asks again."""
-
 
 @final
 @attrs.frozen(eq=False)
@@ -49,7 +48,7 @@ class Take:
         arrivals: The messages, at least one.
     """
 
-    source: SessionSource | PlainSource
+    source: Source
     arrivals: Sequence[Arrival]
 
 
@@ -93,12 +92,12 @@ class Intake:
         self._max_sessions = min(max_sessions, config.max_sessions)
         self._on_lost = on_lost
         self._sessions: dict[SessionSource, None] = {}
-        self._ready: deque[SessionSource | PlainSource] = deque()
+        self._ready: deque[Source] = deque()
         self._accepting: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sleepers: set[asyncio.Future[None]] = set()
         self._wanted: set[object] = set()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -112,35 +111,35 @@ class Intake:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def arrived(self, source: SessionSource | PlainSource) -> None:
+    def arrived(self, source: Source) -> None:
         """Something came that can be taken."""
         if source not in self._ready:
             self._ready.append(source)
-        self.changed()
+        self._changed()
 
-    def changed(self) -> None:
+    def over(self, source: SessionSource) -> None:
+        """A session was given back or lost."""
+        self._sessions.pop(source, None)
+        self._changed()
+
+    def parked(self, _: SessionSource) -> None:
+        """A session is only kept for a delay: it takes no room."""
+        self._changed()
+
+    def lost(self, source: SessionSource, error: QueueError) -> None:
+        """A leased session's lock or link is gone."""
+        self._on_lost(source, error)
+
+    def failed(self, error: BaseException) -> None:
+        """Asking for messages failed: who waits for them is told."""
+        self._error = error
+        self._changed()
+
+    def _changed(self) -> None:
         """Wake everybody who waits."""
         for sleeper in self._sleepers:
             if not sleeper.done():
                 sleeper.set_result(None)
-
-    def forget(self, source: SessionSource) -> None:
-        """A session was given back."""
-        self._sessions.pop(source, None)
-        self.changed()
-
-    def lost(self, source: SessionSource, error: BaseException) -> None:
-        """A session's lock or link is gone."""
-        self.forget(source)
-        if source.is_leased:
-            call = Call(operation="hold session", queue=self.entity)
-            self._on_lost(source, from_azure(error, call))
-
-    def failed(self, error: Exception | BaseException) -> None:
-        """Asking for messages failed: who waits for them is told."""
-        if isinstance(error, Exception):
-            self._error = error
-            self.changed()
 
     # --- taking ------------------------------------------------------------------------------------
 
@@ -183,8 +182,8 @@ class Intake:
         try:
             while not self._closed:
                 for source in self._sessions:
-                    if not source.is_leased:
-                        source.is_leased = True
+                    if source.stage is Stage.FREE:
+                        source.stage = Stage.LEASED
                         return source
                 self._raise_failure("accept session")
                 self._start_acceptors()
@@ -200,12 +199,10 @@ class Intake:
         Raises:
             QueueError: Somebody holds it; the broker refuses, or cannot be reached.
         """
-        try:
+        with mapped("accept session", self.entity):
             source = await SessionSource.open(self, session, 0.0)
-        except Exception as error:
-            call = Call(operation="accept session", queue=self.entity)
-            raise from_azure(error, call) from safe_cause(error)
-        source.is_leased = True
+            source.check()
+        source.stage = Stage.LEASED
         self._add(source)
         return source
 
@@ -244,9 +241,8 @@ class Intake:
     def _raise_failure(self, operation: str) -> None:
         error, self._error = self._error, None
         if error is not None:
-            raise from_azure(error, Call(operation=operation, queue=self.entity)) from safe_cause(
-                error
-            )
+            with mapped(operation, self.entity):
+                raise error
 
     def _take(self, count: int) -> list[Take]:
         """What is there, sessions by turns."""
@@ -262,25 +258,28 @@ class Intake:
             if source.is_ready:
                 self._ready.append(source)
             if isinstance(source, SessionSource):
-                source.is_leased = True
+                source.stage = Stage.LEASED
             taken.append(Take(source, arrivals))
         for source in [source for source in self._ready if not source.is_ready]:
             self._ready.remove(source)
         return taken
 
     def _may_take(self, source: Source) -> bool:
-        return not isinstance(source, SessionSource) or source.is_leased or self._auto_accept
+        is_free = isinstance(source, SessionSource) and source.stage is Stage.FREE
+        return self._auto_accept or not is_free
 
     # --- accepting ---------------------------------------------------------------------------------
 
+    def _free(self) -> list[SessionSource]:
+        return [source for source in self._sessions if source.stage is Stage.FREE]
+
     def _room(self) -> int:
-        held = sum(1 for source in self._sessions if not source.is_parked)
+        held = sum(source.stage is not Stage.PARKED for source in self._sessions)
         return self._max_sessions - held - len(self._accepting)
 
     def _start_acceptors(self) -> None:
         """As many as there may be: not more than are wanted, nor than there is room for."""
-        unleased = sum(1 for source in self._sessions if not source.is_leased)
-        spare = self._acceptors - len(self._accepting) - unleased
+        spare = self._acceptors - len(self._accepting) - len(self._free())
         for _ in range(min(spare, self._room())):
             task = self.spawn(self._accept())
             self._accepting.add(task)
@@ -290,22 +289,20 @@ class Intake:
         try:
             source = await SessionSource.open(self, ANY_SESSION, self._wait)
         except Exception as error:
-            if getattr(error, "condition", None) != _TIMEOUT:
+            if not means_no_session(error):
                 self.failed(error)
             return
         finally:
             self._accepting.discard(task)
-            self.changed()  # whoever still waits asks again
-        self._add(source)
+            self._changed()  # whoever still waits asks again
+        if source.stage is not Stage.OVER:
+            self._add(source)
 
     def _add(self, source: SessionSource) -> None:
-        if source.inlet.error is not None:
-            source._lost(source.inlet.error)
-            return
         self._sessions[source] = None
         if source.is_ready:
             self.arrived(source)
-        self.changed()
+        self._changed()
 
     async def _sweep(self) -> None:
         """Give up sessions whose locks are over without a word, and those that turned out to be empty."""
@@ -317,9 +314,8 @@ class Intake:
             for source in list(self._sessions):
                 if now > source.expires + _LATE * self.locks.duration:
                     source.give_up()
-                elif (
-                    not source.is_leased and not source.buffer and now > source.granted_at + _EMPTY
-                ):
+            for source in self._free():
+                if not source.buffer and now > source.granted_at + _EMPTY:
                     source.withdraw()
 
     async def _idle(self) -> None:
@@ -327,7 +323,7 @@ class Intake:
         if self._wanted:
             return
         accepting = self._stop_accepting()
-        for source in [source for source in self._sessions if not source.is_leased]:
+        for source in self._free():
             source.withdraw()
         if self._plain is not None:
             await self._plain.idle()
@@ -342,11 +338,9 @@ class Intake:
 
     # --- settling ----------------------------------------------------------------------------------
 
-    async def settle(
-        self, works: Sequence[tuple[SessionSource | PlainSource, Work]]
-    ) -> list[QueueError | None]:
+    async def settle(self, works: Sequence[tuple[Source, Work]]) -> list[QueueError | None]:
         """Settle messages, those of a source in order; for each ``None`` when confirmed, or why not."""
-        groups: dict[SessionSource | PlainSource, list[Work]] = {}
+        groups: dict[Source, list[Work]] = {}
         for source, work in works:
             groups.setdefault(source, []).append(work)
         answers: dict[Work, QueueError | None] = {}
@@ -357,12 +351,11 @@ class Intake:
 
     async def renew(
         self, sessions: Sequence[SessionSource], messages: Sequence[Arrival]
-    ) -> tuple[list[QueueError | None], list[QueueError | None]]:
-        """Renew locks of sessions and of messages; for each ``None``, or why not."""
-        plain = self._plain
-        of_sessions = asyncio.gather(*(source.renew() for source in sessions))
-        of_messages = [] if plain is None else await plain.renew(messages)
-        return list(await of_sessions), of_messages
+    ) -> list[QueueError | None]:
+        """Renew locks of sessions, or of messages where there are none; for each ``None``, or why not."""
+        if self._plain is not None:
+            return await self._plain.renew(messages)
+        return list(await asyncio.gather(*(source.renew() for source in sessions)))
 
     async def release(
         self, sessions: Sequence[SessionSource], works: Sequence[Work]
@@ -373,22 +366,17 @@ class Intake:
         await closing
         return answers
 
-    @property
-    def plain(self) -> PlainSource | None:
-        """The source of a queue without sessions."""
-        return self._plain
-
     # --- closing -----------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Give everything back; whoever waits is woken and gets nothing."""
         self._closed = True
-        self.changed()
+        self._changed()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         await self._stop_accepting()
         sources = list(self._sessions)
-        await asyncio.gather(*(source.close(at_once=True) for source in sources))
+        await asyncio.gather(*(source.close() for source in sources))
         if self._plain is not None:
             await self._plain.close()
         current = asyncio.current_task()

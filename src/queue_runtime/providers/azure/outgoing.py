@@ -10,7 +10,7 @@ from azure.servicebus._common.constants import _X_OPT_SCHEDULED_ENQUEUE_TIME
 from azure.servicebus._pyamqp._encode import encode_payload
 from azure.servicebus._pyamqp.message import BatchMessage, Header, Message, Properties
 
-from .codec import Entry
+from .entries import Entry
 
 __all__ = ["PROPERTIES", "as_batch", "as_message", "encoded"]
 

@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import Final, final
+from typing import Final, TypeVar, TypeVarTuple, final
 
-import attrs
 import trio
 
 from queue_runtime.abc import Lease, Receiver, ReceiverOptions
@@ -21,14 +19,20 @@ from ..asyncio_bridge import AsyncioBridge
 from ..leases import invalid_receipt
 from ..malformed import bury_malformed
 from .api import AzureApi, mapped
-from .broker_letters import dead_letter_words
-from .codec import Received, decode, decode_id, encode_id
-from .holds import Flight, FlightState, Hold, lock_lost
+from .codec import Received, decode
+from .holds import Flight, Hold, lock_lost
+from .ids import decode_id, encode_id, is_lone
+from .inlet import Arrival
 from .intake import Intake, Take
-from .lone import is_lone, without_lone_session
-from .sources import PlainSource, SessionSource, Work, is_settled
+from .plain_source import PlainSource
+from .session_source import SessionSource
+from .settling import Work, is_settled, work_of
+from .sources import Source
 
 __all__ = ["AzureReceiver"]
+
+T = TypeVar("T")
+_Ts = TypeVarTuple("_Ts")
 
 _MOST_UNSETTLED: Final = 5_000
 """Most messages of a session that may be unsettled, whatever was asked for: what an AMQP window holds."""
@@ -118,39 +122,25 @@ class AzureReceiver(Receiver):
                 continue  # it was on its way when the lease was lost, and returns with the link
             for arrival in take.arrivals:
                 received = decode(arrival.message, sessions=self._has_sessions)
-                hold = self._hold_for(take.source, received, arrival.tag)
-                if is_lone(received.session):
-                    received = attrs.evolve(
-                        received, message=without_lone_session(received.message)
-                    )
-                flight = hold.add(arrival)
-                delivery = _delivery(received, flight, hold.lease)
+                hold = self._hold_for(take.source, received, arrival)
+                delivery = received.delivery(hold.add(arrival).receipt, hold.lease)
                 deliveries.append(delivery)
                 if received.malformed is not None:
                     broken.append((delivery, received.malformed))
         return deliveries, broken
 
-    def _hold_for(
-        self, source: SessionSource | PlainSource, received: Received, tag: bytes
-    ) -> Hold:
-        if isinstance(source, SessionSource):
-            hold = self._sessions.get(source)
-            if hold is None:
-                hold = self._new_session(source, received.message.session_id)
+    def _hold_for(self, source: Source, received: Received, arrival: Arrival) -> Hold:
+        if isinstance(source, PlainSource):
+            asked_at = _trio_time(source.locked_at(arrival))
+            hold = Hold(self, source, None, asked_at, self.lock_duration)
+            self._singles[hold] = None
             return hold
-        asked_at = _trio_time(source.locked_at.get(tag, time.monotonic()))
-        hold = Hold(
-            self, source, None, asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration)
-        )
-        self._singles[hold] = None
-        return hold
+        assert isinstance(source, SessionSource)
+        return self._sessions.get(source) or self._new_session(source, received.message.session_id)
 
     def _new_session(self, source: SessionSource, session_id: SessionId | None) -> Hold:
-        asked_at = _trio_time(source.asked_at)
         name = None if is_lone(source.session_id) else session_id
-        hold = Hold(
-            self, source, name, asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration)
-        )
+        hold = Hold(self, source, name, _trio_time(source.asked_at), self.lock_duration)
         self._sessions[source] = hold
         return hold
 
@@ -165,13 +155,11 @@ class AzureReceiver(Receiver):
         source: SessionSource | None
         if session_id is None:
             source = await self._bridge.run(self._intake.accept, timeout)
-            self._check_open()
-            if source is None:
-                return None
         else:
-            wire_id = encode_id(session_id)
-            source = await self._bridge.run(self._intake.accept_named, wire_id)
-            self._check_open()
+            source = await self._bridge.run(self._intake.accept_named, encode_id(session_id))
+        self._check_open()
+        if source is None:
+            return None
         self.lock_duration = self._intake.locks.duration
         name = session_id if session_id is not None else decode_id(source.session_id)
         hold = self._new_session(source, name)
@@ -193,8 +181,8 @@ class AzureReceiver(Receiver):
                 answers[number] = found
             else:
                 hold, flight = found
-                flight.state = FlightState.SETTLING
-                taken.append((number, hold, flight, self._work(settlement, flight)))
+                flight.is_settling = True
+                taken.append((number, hold, flight, work_of(settlement, flight.arrival)))
         if not taken:
             await trio.lowlevel.checkpoint()
             return answers
@@ -223,7 +211,7 @@ class AzureReceiver(Receiver):
         if not isinstance(hold, Hold) or hold.owner is not self:
             return invalid_receipt(settlement)
         flight = hold.flights.get(delivery.receipt)
-        if flight is None or flight.state is not FlightState.HELD:
+        if flight is None or flight.is_settling:
             if hold.lease.lost is not None:
                 return lock_lost(hold.lease)
             return invalid_receipt(settlement)
@@ -233,21 +221,6 @@ class AzureReceiver(Receiver):
         if settlement.halt:
             return Unsupported("session_halt", self.provider_name)
         return hold, flight
-
-    def _work(self, settlement: Settlement, flight: Flight) -> Work:
-        if settlement.action is not SettlementAction.DEAD_LETTER:
-            delay = settlement.delay if settlement.action is SettlementAction.ABANDON else 0.0
-            return Work(flight.arrival, settlement.action, delay)
-        delivery = settlement.delivery
-        before = delivery.dead_letter
-        reason, description = dead_letter_words(
-            settlement.reason,
-            settlement.description,
-            at=datetime.now(UTC),
-            first_failed_at=None if before is None else before.first_failed_at,
-            delivery_count=delivery.delivery_count,
-        )
-        return Work(flight.arrival, settlement.action, reason=reason, description=description)
 
     def _end_alone(self, hold: Hold) -> None:
         """The lock of a message without a session ends with its settlement."""
@@ -266,34 +239,28 @@ class AzureReceiver(Receiver):
         await trio.lowlevel.checkpoint_if_cancelled()
         now = trio.current_time()
         answers: list[QueueError | None] = [None] * len(leases)
-        sessions: list[tuple[int, Hold, SessionSource]] = []
-        singles: list[tuple[int, Hold, PlainSource, Flight]] = []
+        asked: list[tuple[int, Hold]] = []
+        sources: list[SessionSource] = []
+        messages: list[Arrival] = []
         for number, lease in enumerate(leases):
             hold = self._held(lease)
             if hold is None:
                 answers[number] = lock_lost(lease)
             elif not hold.is_live(now):
                 answers[number] = self._lose(hold)
-            elif isinstance(hold.source, SessionSource):
-                sessions.append((number, hold, hold.source))
             else:
-                [flight] = hold.flights.values()
-                singles.append((number, hold, hold.source, flight))
-        if not sessions and not singles:
+                asked.append((number, hold))
+                if isinstance(hold.source, SessionSource):
+                    sources.append(hold.source)
+                else:
+                    messages += [flight.arrival for flight in hold.flights.values()]
+        if not asked:
             await trio.lowlevel.checkpoint()
             return answers
         asked_at = trio.current_time()
-        of_sessions, of_messages = await self._bridge.run(
-            self._intake.renew,
-            [source for *_, source in sessions],
-            [flight.arrival for *_, flight in singles],
-        )
+        said = await self._bridge.run(self._intake.renew, sources, messages)
         self.lock_duration = self._intake.locks.duration
-        said = [
-            *zip([(number, hold) for number, hold, _ in sessions], of_sessions, strict=True),
-            *zip([(number, hold) for number, hold, *_ in singles], of_messages, strict=True),
-        ]
-        for (number, hold), error in said:
+        for (number, hold), error in zip(asked, said, strict=True):
             answers[number] = self._renewed(hold, error, asked_at)
         return answers
 
@@ -306,7 +273,7 @@ class AzureReceiver(Receiver):
             return error
         if hold.lease.lost is not None or self._held(hold.lease) is None:
             return lock_lost(hold.lease)
-        hold.renewed(asked_at, self.lock_duration, _expiry(asked_at, self.lock_duration))
+        hold.renewed(asked_at, self.lock_duration)
         return None
 
     async def release(self, leases: Sequence[Lease]) -> None:
@@ -338,38 +305,38 @@ class AzureReceiver(Receiver):
                     raise error
 
     async def get_state(self, lease: Lease) -> bytes | None:
-        source = await self._fenced(lease)
-        try:
-            return await self._bridge.run(self._get_state, source)
-        except LockLost:
-            raise self._lose_lease(lease) from None
+        return await self._with_state(lease, "get session state", SessionSource.get_state)
 
     async def set_state(self, lease: Lease, state: bytes | None) -> None:
-        source = await self._fenced(lease)
-        try:
-            await self._bridge.run(self._set_state, source, state)
-        except LockLost:
-            raise self._lose_lease(lease) from None
+        await self._with_state(lease, "set session state", SessionSource.set_state, state)
 
-    async def _get_state(self, source: SessionSource) -> bytes | None:
-        with mapped("get session state", self._entity):
-            return await source.get_state()
-
-    async def _set_state(self, source: SessionSource, state: bytes | None) -> None:
-        with mapped("set session state", self._entity):
-            await source.set_state(state)
-
-    async def _fenced(self, lease: Lease) -> SessionSource:
+    async def _with_state(
+        self,
+        lease: Lease,
+        operation: str,
+        function: Callable[[SessionSource, *_Ts], Awaitable[T]],
+        *args: *_Ts,
+    ) -> T:
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._has_sessions:
             raise Unsupported("session_state", self.provider_name, "use a queue with sessions")
         hold = self._held(lease)
-        if hold is None or not isinstance(hold.source, SessionSource):
+        if hold is None:
             raise lock_lost(lease)
         if not hold.is_live(trio.current_time()):
             raise self._lose(hold)
-        return hold.source
+        source = hold.source
+        assert isinstance(source, SessionSource)
+
+        async def ask() -> T:
+            with mapped(operation, self._entity):
+                return await function(source, *args)
+
+        try:
+            return await self._bridge.run(ask)
+        except LockLost:
+            raise self._lose(hold) from None
 
     def _held(self, lease: Lease) -> Hold | None:
         hold = lease.provider_data
@@ -385,13 +352,10 @@ class AzureReceiver(Receiver):
         if isinstance(hold.source, SessionSource):
             self._sessions.pop(hold.source, None)
 
-    def _lose_lease(self, lease: Lease) -> LockLost:
-        hold = self._held(lease)
-        return lock_lost(lease) if hold is None else self._lose(hold)
-
-    def _lose(self, hold: Hold) -> LockLost:
+    def _lose(self, hold: Hold, cause: QueueError | None = None) -> LockLost:
         """The lock is over: tell the lease's holder, unless it gave the lock back itself."""
         error = lock_lost(hold.lease)
+        error.__cause__ = cause
         if self._held(hold.lease) is not None:
             self._drop(hold)
             if isinstance(hold.source, SessionSource):
@@ -404,10 +368,7 @@ class AzureReceiver(Receiver):
         source.is_disowned = True  # what was taken from it may still be on its way here
         hold = self._sessions.get(source)
         if hold is not None:
-            lost = lock_lost(hold.lease)
-            lost.__cause__ = error
-            self._drop(hold)
-            hold.lease.lose(lost)
+            self._lose(hold, error)
 
     # --- closing -----------------------------------------------------------------------------------
 
@@ -430,23 +391,6 @@ class AzureReceiver(Receiver):
         await trio.lowlevel.checkpoint()
 
 
-def _delivery(received: Received, flight: Flight, lease: Lease) -> Delivery:
-    return Delivery(
-        received.message,
-        received.message_id,
-        flight.receipt,
-        lease,
-        received.delivery_count,
-        received.enqueued_at,
-        received.sequence_number,
-        received.dead_letter,
-    )
-
-
 def _trio_time(monotonic: float) -> float:
     """A moment by ``time.monotonic()`` as trio's clock counts."""
     return trio.current_time() - (time.monotonic() - monotonic)
-
-
-def _expiry(asked_at: float, lock_duration: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=asked_at + lock_duration - trio.current_time())

@@ -30,10 +30,11 @@ from ..asyncio_bridge import AsyncioBridge
 from ..doubtful import DoubtfulTokens
 from .amqp import array, long
 from .api import AzureApi, mapped
-from .codec import Entry, encode, identity, in_batch, wire_size
-from .links import Outlet
-from .lone import with_lone_session
+from .codec import encode, identity
+from .entries import Entry, in_batch, wire_size
+from .ids import with_lone_session
 from .outgoing import as_batch, as_message, encoded
+from .outlet import Outlet
 
 __all__ = ["MAX_BATCH", "AzureSender", "Exit", "Outgoing"]
 

@@ -34,7 +34,7 @@ import attrs
 
 from queue_runtime.config.structuring import shown
 from queue_runtime.errors import ValidationError
-from queue_runtime.messages import DeadLetterInfo, Message, MessageId
+from queue_runtime.messages import Message, MessageId
 from queue_runtime.text import escape
 
 from ..envelope import (
@@ -49,6 +49,7 @@ from ..envelope import (
     sealed,
     with_less,
 )
+from ..received import ReceivedMessage
 from ..wire_ids import GENERATED, GENERATED_ID, HASHED, digest
 
 __all__ = [
@@ -253,32 +254,18 @@ def wire_size(entry: Mapping[str, Any]) -> int:
 
 @final
 @attrs.frozen(kw_only=True)
-class Received:
-    """What a message received from SQS says: the parts of a delivery.
+class Received(ReceivedMessage):
+    """What a message received from SQS says.
+
+    SQS counts deliveries approximately, and numbers messages on FIFO queues only.
 
     Args:
-        message: What was sent.
-        message_id: Its identity: the sender's id, else the one it had in an earlier queue, else that of SQS.
         receipt: The receipt handle.
         group: The message group as SQS has it; ``None`` on standard queues that set none.
-        delivery_count: As SQS counts, which is approximately; at least 1.
-        enqueued_at: When SQS accepted it; when it was due, if that was later.
-        sequence_number: SQS's, on FIFO queues.
-        dead_letter: What a redriven or dead-lettered message carries about that.
-        earlier: All that it carries from an earlier queue.
-        malformed: Why the attribute of ours, or the group, cannot be what we sent; ``None`` if all is well.
     """
 
-    message: Message
-    message_id: MessageId
     receipt: str = attrs.field(repr=False)
     group: str | None
-    delivery_count: int
-    enqueued_at: datetime
-    sequence_number: int | None
-    dead_letter: DeadLetterInfo | None
-    earlier: Extras
-    malformed: str | None
 
 
 def decode(raw: Mapping[str, Any], kind: QueueKind) -> Received:

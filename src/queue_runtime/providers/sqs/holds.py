@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import enum
 import math
-from datetime import datetime
 from typing import final
 
-from queue_runtime.abc import LOCAL_DEADLINE_FRACTION, Lease
+from queue_runtime.abc import Lease
 from queue_runtime.errors import LockLost
 from queue_runtime.messages import SessionId
 
-from ..leases import TOKENS, lock_is_over
+from ..leases import HeldLease, lock_is_over
 from .claims import Raw
 from .config import MAX_VISIBILITY
 
@@ -55,36 +54,24 @@ class Flight:
 
 
 @final
-class Hold:
+class Hold(HeldLease):
     """A lease and its messages.
 
     Attributes:
-        lease: What users see of it.
         flights: By receipt, in the order of delivery.
         received_at: ``trio.current_time()`` before the first of it was asked for; SQS ends it 12 hours later.
         expires: ``trio.current_time()`` when SQS's lock ends.
     """
 
-    __slots__ = ("expires", "flights", "lease", "owner", "received_at")
+    __slots__ = ("expires", "flights", "received_at")
 
     def __init__(
-        self,
-        owner: object,
-        session_id: SessionId | None,
-        asked_at: float,
-        lock_duration: float,
-        expires_at: datetime,
+        self, owner: object, session_id: SessionId | None, asked_at: float, lock_duration: float
     ) -> None:
-        deadline = asked_at + LOCAL_DEADLINE_FRACTION * lock_duration
-        self.owner = owner
-        self.lease = Lease(session_id, TOKENS.next(), deadline, expires_at, self)
+        super().__init__(owner, session_id, asked_at, lock_duration)
         self.flights: dict[str, Flight] = {}
         self.received_at = asked_at
         self.expires = asked_at + lock_duration
-
-    def is_live(self, now: float) -> bool:
-        """Whether the lease still holds."""
-        return self.lease.lost is None and now < self.lease.deadline
 
     def is_over(self) -> bool:
         """Whether nothing of it is unsettled."""
@@ -104,10 +91,9 @@ class Hold:
         self.flights[flight.receipt] = flight
         return flight
 
-    def renewed(self, asked_at: float, lock_duration: float, expires_at: datetime) -> None:
-        """The lock was extended at ``asked_at``."""
-        self.lease.deadline = asked_at + LOCAL_DEADLINE_FRACTION * lock_duration
-        self.lease.expires_at = expires_at
+    def renewed(self, asked_at: float, lock_duration: float) -> None:
+        """The lock was extended, as asked for at ``asked_at``."""
+        super().renewed(asked_at, lock_duration)
         self.expires = asked_at + lock_duration
 
     def visibility(self, until: float, now: float) -> int:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import final
 
 import trio
@@ -29,7 +29,7 @@ from ..leases import invalid_receipt
 from ..malformed import bury_malformed
 from ..wire_ids import digest
 from .claims import MAX_RECEIVED, Change, not_held
-from .codec import Received, decode
+from .codec import decode
 from .holds import Flight, FlightState, Hold, lock_lost
 from .polls import Claimed, Poller
 from .queues import Queue
@@ -145,7 +145,6 @@ class SqsReceiver(Receiver):
         """Leases and deliveries for what was claimed; and those that say something that cannot be."""
         self._lose_expired()
         now = trio.current_time()
-        expires_at = self._expiry(asked_at)
         deliveries: list[Delivery] = []
         broken: list[tuple[Delivery, str]] = []
         opened: dict[SessionId, Hold] = {}
@@ -154,32 +153,25 @@ class SqsReceiver(Receiver):
             session = received.message.session_id
             hold = None if session is None else opened.get(session)
             if hold is None:
-                hold = self._new_hold(session, asked_at, expires_at, now)
+                hold = self._new_hold(session, asked_at, now)
                 if session is not None:
                     opened[session] = hold
-            flight = hold.add(raw)
-            delivery = _delivery(received, flight, hold.lease)
+            delivery = received.delivery(hold.add(raw).receipt, hold.lease)
             deliveries.append(delivery)
             if received.malformed is not None:
                 broken.append((delivery, received.malformed))
         return deliveries, broken
 
-    def _new_hold(
-        self, session: SessionId | None, asked_at: float, expires_at: datetime, now: float
-    ) -> Hold:
+    def _new_hold(self, session: SessionId | None, asked_at: float, now: float) -> Hold:
         """A new lease for a message; there is never more than one of a session."""
         before = None if session is None else self._sessions.get(session)
         if before is not None and (before.unsettled() or not before.is_live(now)):
             self._lose(before)  # SQS would not have let anybody in
-        hold = Hold(self, session, asked_at, self.lock_duration, expires_at)
+        hold = Hold(self, session, asked_at, self.lock_duration)
         self._holds[hold] = None
         if session is not None:
             self._sessions[session] = hold
         return hold
-
-    def _expiry(self, asked_at: float) -> datetime:
-        left = asked_at + self.lock_duration - trio.current_time()
-        return datetime.now(UTC) + timedelta(seconds=left)
 
     async def accept(self, session_id: SessionId | None, timeout: float) -> Lease | None:
         self._check_open()
@@ -375,7 +367,7 @@ class SqsReceiver(Receiver):
         if hold.lease.lost is not None or hold not in self._holds:
             return lock_lost(hold.lease)
         if said:
-            hold.renewed(asked_at, self.lock_duration, self._expiry(asked_at))
+            hold.renewed(asked_at, self.lock_duration)
             del self._holds[hold]
             self._holds[hold] = None
         return None
@@ -494,19 +486,6 @@ class SqsReceiver(Receiver):
                     await self._release(list(self._holds))
                 await self._when_closed(self)
         await trio.lowlevel.checkpoint()
-
-
-def _delivery(received: Received, flight: Flight, lease: Lease) -> Delivery:
-    return Delivery(
-        received.message,
-        received.message_id,
-        flight.receipt,
-        lease,
-        received.delivery_count,
-        received.enqueued_at,
-        received.sequence_number,
-        received.dead_letter,
-    )
 
 
 def _conclude(

@@ -1,0 +1,121 @@
+"""The link that messages go out by. On the bridge's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, final
+
+from azure.servicebus._pyamqp.aio import _sender_async
+from azure.servicebus._pyamqp.constants import (
+    OUTGOING_WINDOW,
+    LinkDeliverySettleReason,
+    ReceiverSettleMode,
+    SenderSettleMode,
+)
+from azure.servicebus._pyamqp.error import ErrorCondition, MessageException
+
+from .links import Link, look
+from .wire import Wire
+
+__all__ = ["Outlet"]
+
+
+@final
+class Outlet(Link):
+    """Messages go out by it.
+
+    Attributes:
+        max_message_size: Largest message the peer takes, in bytes; 0 if it did not say.
+    """
+
+    @classmethod
+    async def open(
+        cls, wire: Wire, entity: str, on_lost: Callable[[BaseException], None]
+    ) -> Outlet:
+        """Attach to a queue. Raises as :meth:`.inlet.Inlet.open`."""
+        await wire.authorize(entity)
+        outlet = cls(wire, entity, on_lost)
+        await wire.within(
+            outlet._attach(
+                _SenderLink,
+                target_address=wire.place.address(entity),
+                send_settle_mode=SenderSettleMode.Unsettled,
+                rcv_settle_mode=ReceiverSettleMode.Second,
+            )
+        )
+        outlet.max_message_size = int(outlet._link.remote_max_message_size or 0)
+        return outlet
+
+    def __init__(self, wire: Wire, entity: str, on_lost: Callable[[BaseException], None]) -> None:
+        super().__init__(wire, entity, on_lost)
+        self.max_message_size = 0
+        self._sending: set[asyncio.Future[None]] = set()
+
+    async def send(self, message: Any, timeout: float) -> asyncio.Future[None]:
+        """Put one message, or one batch of them, on the wire.
+
+        Returns:
+            A future that is done when the broker has stored it, or fails with the SDK's error.
+
+        Raises:
+            Exception: The link is gone; nothing was sent.
+        """
+        if self.error is not None:
+            raise self.error
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sending.add(stored)
+        stored.add_done_callback(self._sending.discard)
+        stored.add_done_callback(look)  # when writing fails nobody gets to wait for it
+
+        async def done(reason: Any, state: Any) -> None:
+            if stored.done():
+                return
+            if (
+                reason == LinkDeliverySettleReason.DISPOSITION_RECEIVED
+                and state
+                and "accepted" in state
+            ):
+                stored.set_result(None)
+            else:
+                stored.set_exception(_rejection(reason, state))
+
+        # The engine counts down what it may still send and nothing ever counts up.
+        self._session.outgoing_window = OUTGOING_WINDOW
+        await self._link.send_transfer(message, on_send_complete=done, timeout=timeout)
+        return stored
+
+    def _fail_waiting(self, error: BaseException) -> None:
+        for stored in list(self._sending):
+            if not stored.done():
+                stored.set_exception(error)
+
+
+def _rejection(reason: Any, state: Any) -> Exception:
+    """Why a message was not stored; the peer may leave out all but the condition."""
+    try:
+        details = state["rejected"][0]
+    except (KeyError, IndexError, TypeError):
+        details = None
+    if reason == LinkDeliverySettleReason.TIMEOUT:
+        return TimeoutError()
+    if not details:
+        return MessageException(
+            ErrorCondition.UnknownError, description=f"The message was not stored: {state!r}"
+        )
+    condition, description, info = (*details, None, None, None)[:3]
+    return MessageException(condition, description=description, info=info)
+
+
+_SenderBase: Any = _sender_async.SenderLink
+
+
+@final
+class _SenderLink(_SenderBase):  # type: ignore[misc]
+    def __init__(self, session: Any, handle: int, *, owner: Outlet, **kwargs: Any) -> None:
+        super().__init__(session, handle, **kwargs)
+        self._owner = owner
+
+    async def _on_session_state_change(self) -> None:
+        await super()._on_session_state_change()
+        await self._owner.session_changed(self._session.state)

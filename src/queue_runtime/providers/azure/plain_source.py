@@ -1,0 +1,244 @@
+"""A queue without sessions: one link, and a lock for each message. On the bridge's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol, final
+
+import attrs
+from azure.servicebus._common.constants import (
+    REQUEST_RESPONSE_RENEWLOCK_OPERATION,
+    REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION,
+)
+
+from queue_runtime.errors import QueueError
+from queue_runtime.messages import SettlementAction
+
+from .inlet import Arrival, Inlet
+from .settling import Work, is_settled, lock_tokens
+from .sources import Owner, Source
+
+__all__ = ["PlainOwner", "PlainSource"]
+
+
+class PlainOwner(Owner, Protocol):
+    """What a queue without sessions needs of the intake that it belongs to."""
+
+    def failed(self, error: BaseException) -> None:
+        """Asking for messages failed: who waits for them is told."""
+        ...
+
+
+@final
+@attrs.define(eq=False)
+class _Held:
+    """A message whose lock is ours.
+
+    Args:
+        arrival: The message.
+        inlet: The link that it came by.
+        locked_at: ``time.monotonic()`` when its lock began, or before it was last renewed.
+    """
+
+    arrival: Arrival
+    inlet: Inlet
+    locked_at: float
+
+
+@final
+class PlainSource(Source):
+    """A queue without sessions: each message has a lock of its own, which outlives the link."""
+
+    def __init__(self, owner: PlainOwner) -> None:
+        super().__init__(owner)
+        self._owner: PlainOwner
+        self._held: dict[bytes, _Held] = {}
+        self._inlet: Inlet | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._delayed: dict[bytes, asyncio.Task[None]] = {}
+        self._is_idle = True
+
+    # --- messages ----------------------------------------------------------------------------------
+
+    def want(self, window: int) -> None:
+        """Let up to ``window`` messages be here, untaken."""
+        self._is_idle = False
+        inlet = self._inlet
+        if inlet is None or inlet.error is not None:
+            if self._opening is None:
+                self._opening = self._owner.spawn(self._open(window))
+            return
+        room = window - len(self.buffer)
+        if room > inlet.credit and inlet.credit <= window // 2:
+            self._owner.spawn(inlet.set_credit(room))
+
+    async def _open(self, window: int) -> None:
+        try:
+            # Messages that come while it is closed again would stay locked.
+            self._inlet = await self._owner.api.inlet(
+                self._owner.entity, self._arrived, self._lost, credit=0
+            )
+            if not self._is_idle:
+                await self._inlet.set_credit(window)
+        except Exception as error:
+            self._owner.failed(error)
+        finally:
+            self._opening = None
+
+    def _arrived(self, inlet: Inlet, arrival: Arrival) -> None:
+        annotations = arrival.message.message_annotations or {}
+        until = annotations.get(b"x-opt-locked-until")
+        late = self._owner.locks.saw(until / 1_000 if until is not None else None)
+        self._held[arrival.tag] = _Held(arrival, inlet, time.monotonic() - late)
+        if self._is_idle:
+            self._owner.spawn(self._release([arrival]))
+        else:
+            self.buffer.append(arrival)
+            self._owner.arrived(self)
+
+    def _lost(self, error: BaseException) -> None:
+        """The link is gone; locks are not, and what was taken can still be settled. What was not comes again."""
+        self._inlet = None
+        for arrival in self.buffer:
+            self._held.pop(arrival.tag, None)
+        self.buffer.clear()
+        self._owner.failed(error)
+
+    async def idle(self) -> None:
+        """Nobody receives: ask for nothing, and let others have what nobody took."""
+        self._is_idle = True
+        if self._inlet is not None:
+            await self._inlet.set_credit(0)
+        arrivals = list(self.buffer)
+        self.buffer.clear()
+        await self._release(arrivals)
+
+    async def _release(self, arrivals: Sequence[Arrival]) -> None:
+        """Give back what nobody took."""
+        await self.settle([Work(arrival, SettlementAction.RELEASE) for arrival in arrivals])
+
+    # --- settling ----------------------------------------------------------------------------------
+
+    async def settle(self, works: Sequence[Work]) -> list[QueueError | None]:
+        """Settle messages; for each ``None`` when the broker has confirmed, or why not."""
+        groups: dict[Inlet | None, list[Work]] = {}
+        for work in works:
+            if not work.delay:
+                held = self._held.get(work.arrival.tag)
+                inlet = None if held is None or held.inlet.error is not None else held.inlet
+                groups.setdefault(inlet, []).append(work)
+        settling = [self._settle_on(inlet, group) for inlet, group in groups.items()]
+        delaying = self._delay([work for work in works if work.delay])
+        answers: dict[Work, QueueError | None] = {}
+        for said in await asyncio.gather(*settling, delaying):
+            answers |= said
+        return [answers[work] for work in works]
+
+    async def _settle_on(
+        self, inlet: Inlet | None, works: Sequence[Work]
+    ) -> dict[Work, QueueError | None]:
+        if inlet is None:
+            answers = [await self._settle_by_token(work) for work in works]
+        else:
+            futures = await inlet.settle([(work.arrival, work.outcome) for work in works])
+            answers = await self._answers(futures, "settle")
+        for work, answer in zip(works, answers, strict=True):
+            if is_settled(answer):
+                self._held.pop(work.arrival.tag, None)
+        return dict(zip(works, answers, strict=True))
+
+    async def _settle_by_token(self, work: Work) -> QueueError | None:
+        """Settle a message whose link is gone: its lock is not."""
+        asked = self._owner.api.manage(
+            self._owner.entity, REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION, work.request
+        )
+        return await self._try("settle", asked)
+
+    # --- delays ------------------------------------------------------------------------------------
+
+    async def _delay(self, works: Sequence[Work]) -> dict[Work, QueueError | None]:
+        """Keep failed messages locked for their delay: Service Bus has none of its own.
+
+        That the lock was just renewed is what there is to confirm.
+        """
+        errors = await self.renew([work.arrival for work in works])
+        for work, error in zip(works, errors, strict=True):
+            if error is None:
+                self._delayed[work.arrival.tag] = self._owner.spawn(self._abandon_late(work))
+        return dict(zip(works, errors, strict=True))
+
+    async def _abandon_late(self, work: Work) -> None:
+        async def renew() -> QueueError | None:
+            [error] = await self.renew([work.arrival])
+            return error
+
+        try:
+            still_ours = await self._keep(work.delay, renew)
+        finally:
+            self._delayed.pop(work.arrival.tag, None)
+        if still_ours:
+            await self.settle([Work(work.arrival, SettlementAction.ABANDON)])
+
+    # --- locks -------------------------------------------------------------------------------------
+
+    def locked_at(self, arrival: Arrival) -> float:
+        """``time.monotonic()`` when the lock on a message began. May be called from trio's thread."""
+        held = self._held.get(arrival.tag)
+        return time.monotonic() if held is None else held.locked_at
+
+    async def renew(self, arrivals: Sequence[Arrival]) -> list[QueueError | None]:
+        """Make the locks on messages last anew; for each ``None``, or why not."""
+        if not arrivals:
+            return []
+        error = await self._try("renew lock", self._renew(arrivals))
+        if error is None or len(arrivals) == 1 or error.is_transient:
+            return [error] * len(arrivals)
+        # One that is over spoils the request for all.
+        each = await asyncio.gather(*(self.renew([arrival]) for arrival in arrivals))
+        return [answer for [answer] in each]
+
+    async def _renew(self, arrivals: Sequence[Arrival]) -> None:
+        asked_at = time.monotonic()
+        await self._owner.api.manage(
+            self._owner.entity,
+            REQUEST_RESPONSE_RENEWLOCK_OPERATION,
+            {"lock-tokens": lock_tokens(arrivals)},
+            link=self._inlet,
+        )
+        for arrival in arrivals:
+            held = self._held.get(arrival.tag)
+            if held is not None:
+                held.locked_at = asked_at
+
+    def sweep(self) -> None:
+        """Forget messages whose locks are long over."""
+        over = time.monotonic() - 2 * self._owner.locks.duration
+        for held in [held for held in self._held.values() if held.locked_at < over]:
+            if held.arrival in self.buffer:
+                self.buffer.remove(held.arrival)
+            del self._held[held.arrival.tag]
+
+    async def close(self) -> None:
+        """Give everything back, and close the link."""
+        self._is_idle = True
+        delayed = set(self._delayed)
+        for task in list(self._delayed.values()):
+            task.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait((self._opening,))
+        if self._inlet is not None:
+            await self._inlet.drain()
+        self.buffer.clear()
+        works = [
+            Work(
+                held.arrival,
+                SettlementAction.ABANDON if tag in delayed else SettlementAction.RELEASE,
+            )
+            for tag, held in self._held.items()
+        ]
+        await self.settle(works)
+        if self._inlet is not None:
+            await self._inlet.aclose()
