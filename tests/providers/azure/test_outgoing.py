@@ -14,7 +14,8 @@ from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
 
 from queue_runtime.messages import Message
-from queue_runtime.providers.azure.codec import NATIVE_HEADERS, Entry, encode, in_batch, wire_size
+from queue_runtime.providers.azure.codec import encode
+from queue_runtime.providers.azure.entries import NATIVE_HEADERS, Entry, in_batch, wire_size
 from queue_runtime.providers.azure.outgoing import as_batch, as_message, encoded
 
 TOKEN = "0123456789abcdef" * 2

@@ -19,8 +19,8 @@ from .api import AzureApi, mapped
 from .browsing import dead_letters_of, peek, peeked, purge
 from .config import AzureConfig
 from .dead_letters import AzureDeadLetters, Graveyard
-from .provision import provision
 from .inlet import Arrival, Inlet
+from .provision import provision
 from .receiver import AzureReceiver
 from .sender import MAX_BATCH, AzureSender
 
