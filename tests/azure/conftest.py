@@ -8,6 +8,7 @@ import os
 NEEDS = {
     "test_wire.py": ("proton",),
     "test_engine.py": ("proton",),
+    "test_server.py": ("proton",),
     "test_emulator.py": ("proton", "azure.servicebus"),
     "test_administration.py": ("proton", "azure.servicebus", "cryptography"),
     "test_conformance.py": ("azure.servicebus",),

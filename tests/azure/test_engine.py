@@ -19,7 +19,7 @@ CHILD = Path(__file__).with_name("engine_rounds.py")
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("name", "rounds"), [("stalls", 150)])
+@pytest.mark.parametrize(("name", "rounds"), [("stalls", 150), ("noise", 500)])
 def test_nothing_crashes_it(name: str, rounds: int, seed: int) -> None:
     """In a child with the garbage collector at work, as what is wrong here would end the process."""
     ended = subprocess.run(
@@ -97,4 +97,70 @@ def test_two_stalls_of_a_queue_are_both_lifted_before_it_goes_on(edge: Edge) -> 
     second.lift()
     client.pump()
     assert edge.namespace.find("q").counts().active == 1
+    client.close()
+
+
+# --- what only a broken client writes ------------------------------------------------------------------
+
+
+def test_a_message_given_up_half_way_is_forgotten(edge: Edge) -> None:
+    client = edge.connect()
+    client.authorize()
+    sender = client.link("out", "q")
+    delivery = sender.delivery("t1")
+    sender.stream(Message("x").encode()[:5])
+    client.pump()
+    delivery.abort()
+    client.pump()
+    assert edge.namespace.find("q").counts().active == 0
+    assert client.send(sender, Message("y"), "t2").remote_state == delivery.ACCEPTED
+    assert edge.namespace.find("q").counts().active == 1
+    client.close()
+
+
+def test_a_message_above_the_limit_ends_its_link_before_it_is_complete(edge: Edge) -> None:
+    client = edge.connect()
+    client.authorize()
+    sender = client.link("out", "q")
+    sender.delivery("t1")
+    sender.stream(b"x" * 400_000)
+    client.pump()
+    assert client.is_refused(sender) == "amqp:link:message-size-exceeded"
+    assert edge.namespace.find("q").counts().active == 0
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "body", ["text", ["a", "list"], {"lock-tokens": 1}, {"lock-tokens": "x"}, b"bytes", 7]
+)
+def test_a_request_of_other_types_is_refused(edge: Edge, body: object) -> None:
+    client = edge.connect()
+    client.authorize()
+    requests = client.link("requests", "q/$management")
+    replies = client.link("replies", "q/$management", receives=True, credit=1)
+    request = Message(body=body, id=1)
+    request.properties = {"operation": "com.microsoft:renew-lock"}
+    client.send(requests, request)
+    answered = client.reply(replies).properties
+    assert answered["statusCode"] in {400, 410}
+    assert not client.is_aborted
+    client.close()
+
+
+def test_a_request_that_is_no_message_ends_its_connection(edge: Edge) -> None:
+    client, other = edge.connect(), edge.connect()
+    client.authorize()
+    other.authorize()
+    client.send(client.link("requests", "q/$management"), b"\x00\x53\x77\xa1\x01\xff")
+    assert client.is_aborted
+    assert not other.is_aborted
+    client.close()
+    other.close()
+
+
+@pytest.mark.parametrize("token", ["SharedAccessSignature sr=é&se=1&skn=é&sig=é", "é.é.é", "", "."])
+def test_a_token_of_any_letters_is_only_refused(edge: Edge, token: str) -> None:
+    client = edge.connect()
+    assert client.authorize("q", token)["status-code"] == 401
+    assert not client.is_aborted
     client.close()

@@ -426,12 +426,9 @@ def ask(client: RawClient) -> Any:
 def test_several_are_settled_by_their_tokens(client: RawClient, ask: Any, edge: Edge) -> None:
     sender = client.link("out", "q")
     receiver = client.link("in", "q", receives=True, credit=3)
-    tokens = []
     for number in range(3):
         client.send(sender, Message(str(number)), f"t{number}")
-        received = client.received(receiver)
-        assert received is not None
-        tokens.append(received[0].token if hasattr(received[0], "token") else None)
+        assert client.received(receiver) is not None
     held = [each.lock.token for each in edge.namespace.find("q").peek(1, 3) if each.lock]
     body = {
         "disposition-status": "completed",
@@ -582,7 +579,7 @@ def test_nothing_is_left_of_links_and_connections(edge: Edge, shares_a_connectio
     for number in range(50):
         use(number)
     before = objects()
-    for number in range(50, 450):
+    for number in range(50, 1_050):
         use(number)
     # Cancelled timers wait to be swept, a thousand at most; nothing else may stay, least of all per link.
     assert objects() - before < 2_000

@@ -102,7 +102,9 @@ class Authority:
         signed = f"{urllib.parse.quote_plus(resource)}\n{expiry}"
         digest = hmac.new(self.policy.key.encode(), signed.encode(), hashlib.sha256).digest()
         expected = base64.b64encode(digest).decode()
-        if name != self.policy.name or not hmac.compare_digest(signature, expected):
+        if name != self.policy.name or not hmac.compare_digest(
+            signature.encode(), expected.encode()
+        ):
             raise _refused("InvalidSignature: The token has an invalid signature.")
         if not _covers(entity_path(resource), entity_path(audience)):
             raise _refused("InvalidAudience: the token was signed for another resource.")
@@ -110,7 +112,8 @@ class Authority:
 
     def _check_web_token(self, text: str) -> float:
         signed, _, signature = text.rpartition(".")
-        if not signed or not hmac.compare_digest(signature, self._signature(signed)):
+        expected = self._signature(signed)
+        if not signed or not hmac.compare_digest(signature.encode(), expected.encode()):
             raise _refused("InvalidSignature: The token has an invalid signature.")
         claims = json.loads(base64.urlsafe_b64decode(signed.partition(".")[2] + "=="))
         return float(claims["exp"])

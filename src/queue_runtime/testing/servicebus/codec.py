@@ -208,6 +208,9 @@ def _decode(raw: bytes) -> Content:
                     break
         elif section.code == _APPLICATION:
             application = whole
+            entries = _elements(raw, section.value)
+            for name, _ in zip(entries, entries, strict=True):
+                _content(name).decode()
         elif section.code != _DELIVERY_ANNOTATIONS:
             body.append(whole)
     payload = _Payload(

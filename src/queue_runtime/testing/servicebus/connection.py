@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, final
 
-from proton import Collector, Event, Transport
+from proton import Collector, Event, ProtonException, Transport
 from proton import Connection as ProtonConnection
 
 from .authority import Authority, Grants, entity_path
@@ -15,7 +15,7 @@ from .counters import Counters
 from .entities import Consumer
 from .fault_book import FaultBook, Operation
 from .frames import MessageFormats
-from .links import Inlet, Node, Outlet, attempt, refuse_link
+from .links import Inlet, Malformed, Node, Outlet, attempt, decoded, refuse_link
 from .namespace import Namespace
 from .refusals import Refused
 from .requests import CBS, MANAGEMENT, ReplyNode, RequestNode
@@ -96,7 +96,10 @@ class Connection:
         view = memoryview(data)
         while view and (capacity := self._transport.capacity()) > 0:
             size = min(capacity, len(view))
-            self._transport.push(bytes(view[:size]))
+            try:
+                self._transport.push(bytes(view[:size]))
+            except ProtonException:  # no AMQP: what the engine has to say about it is to be written
+                break
             view = view[size:]
             self._run()
         self.wake()
@@ -141,6 +144,9 @@ class Connection:
             return
         try:
             call()
+        except Malformed as problem:
+            _logger.info("a connection to the emulator ends by what its client wrote: %s", problem)
+            self.abort()
         except Exception:
             _logger.exception("a connection to the emulator ends by an error of the emulator's")
             self.abort()
@@ -352,7 +358,7 @@ class Connection:
             if isinstance(node, (Inlet, Outlet)):
                 yield node
 
-    def end_link(self, node: Inlet | Outlet, refusal: Refused) -> None:
+    def end_link(self, node: Node, refusal: Refused) -> None:
         """End a link as the service does for reasons of its own."""
         link = node.link
         self._forget(node, closed=False)
@@ -361,8 +367,14 @@ class Connection:
 
 
 def _path_of(link: Any) -> str:
-    """What a client's link is about."""
-    return entity_path((link.remote_source if link.is_sender else link.remote_target).address)
+    """What a client's link is about.
+
+    Raises:
+        Malformed: Its address or its name is no text.
+    """
+    terminus = link.remote_source if link.is_sender else link.remote_target
+    _, address = decoded(lambda: (link.name, terminus.address))
+    return entity_path(address)
 
 
 _HANDLERS: Final[dict[Any, Callable[[Connection, Any], None]]] = {

@@ -34,6 +34,8 @@ _HOST: Final = "127.0.0.1"
 _CALL_TIMEOUT: Final = 10.0
 """Seconds until a call into the emulator's thread is given up: it takes microseconds unless something is broken."""
 
+_MAX_CONNECTIONS: Final = 5_000
+
 T = TypeVar("T")
 
 
@@ -238,6 +240,7 @@ async def open_emulator(
     policy: AccessPolicy | None = None,
     certificate: Certificate | None = None,
     clock: Callable[[], float] = time.time,
+    max_connections: int = _MAX_CONNECTIONS,
 ) -> AsyncIterator[ServiceBusEmulator]:
     """Run an emulator in the background of a trio program until the block ends.
 
@@ -247,6 +250,8 @@ async def open_emulator(
         policy: How clients sign; else one with a random key.
         certificate: Speaks TLS with a certificate made now; else plain AMQP.
         clock: Wall-clock seconds since 1970.
+        max_connections: Clients above so many at a time are turned away; the default is Azure's quota of AMQP
+            connections to a namespace.
 
     Raises:
         ImportError: python-qpid-proton is missing.
@@ -262,7 +267,7 @@ async def open_emulator(
     authority = Authority(policy or AccessPolicy())
     book = FaultBook(home.call)
     with _certified(certificate) as (tls, ca_file):
-        server = Server(namespace, authority, book, tls)
+        server = Server(namespace, authority, book, tls, max_connections)
         async with trio.open_nursery() as nursery:
             bound: int = await nursery.start(server.run, port)
             try:

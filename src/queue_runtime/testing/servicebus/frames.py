@@ -15,6 +15,7 @@ __all__ = ["MessageFormats"]
 _ATTACH: Final = 0x12
 _TRANSFER: Final = 0x14
 _DETACH: Final = 0x16
+_END: Final = 0x17
 _PROTOCOL_HEADER: Final = b"AMQP"
 _HEAD: Final = struct.Struct(">IBBH")
 
@@ -41,31 +42,39 @@ class MessageFormats:
             if size < _HEAD.size or end - position < size:
                 break  # incomplete; or broken, of which the engine makes an error
             if kind == 0 and size > offset * 4:
-                self._frame(channel, memoryview(buffer)[position + offset * 4 : position + size])
+                with memoryview(buffer)[position + offset * 4 : position + size] as body:
+                    try:
+                        self._frame(channel, body)
+                    except (IndexError, UnicodeDecodeError):
+                        pass  # of this, too, the engine makes an error
             position += size
         del buffer[:position]
 
     def _frame(self, channel: int, body: memoryview) -> None:
-        with body:
-            if len(body) < 6 or body[0] != 0 or body[1] != 0x53:
+        if len(body) < 4 or body[0] != 0 or body[1] != 0x53:
+            return
+        code = body[2]
+        if code == _TRANSFER:
+            handle, delivery, _, message_format = _fields(body, 4)
+            formats = self._formats.get(self._names.get((channel, handle), ""))
+            if formats is None or delivery is None:
                 return
-            code = body[2]
-            if code == _TRANSFER:
-                handle, delivery, _, message_format = _fields(body, 4)
-                name = self._names.get((channel, handle))
-                if name is None or delivery is None:
-                    return
-                formats = self._formats[name]
-                if not formats or formats[-1][0] != delivery:
-                    formats.append((delivery, message_format or 0))
-            elif code == _ATTACH:
-                link, handle, is_receiver = _fields(body, 3)
-                if not is_receiver:
-                    self._names[channel, handle] = link
-                    self._formats[link] = deque()
-            elif code == _DETACH:
-                (handle,) = _fields(body, 1)
-                self._formats.pop(self._names.pop((channel, handle), ""), None)
+            if not formats or formats[-1][0] != delivery:
+                formats.append((delivery, message_format or 0))
+        elif code == _ATTACH:
+            link, handle, is_receiver = _fields(body, 3)
+            if not is_receiver:
+                self._names[channel, handle] = link
+                self._formats[link] = deque()
+        elif code == _DETACH:
+            (handle,) = _fields(body, 1)
+            self._forget((channel, handle))
+        elif code == _END:
+            for place in [place for place in self._names if place[0] == channel]:
+                self._forget(place)
+
+    def _forget(self, place: tuple[int, int]) -> None:
+        self._formats.pop(self._names.pop(place, ""), None)
 
     def take(self, link: str) -> int:
         """The format of a link's next complete delivery; 0, that of a plain message, if unknown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, TypeVar, final
 from uuid import UUID
 
 from proton import (
@@ -26,14 +26,50 @@ from .namespace import Namespace
 from .queue import Queue
 from .refusals import Refused, message_too_large
 
-__all__ = ["Host", "Inlet", "Node", "Outlet", "attempt", "condition_of", "open_link", "refuse_link"]
+__all__ = [
+    "Host",
+    "Inlet",
+    "Malformed",
+    "Node",
+    "Outlet",
+    "attempt",
+    "condition_of",
+    "decoded",
+    "open_link",
+    "refuse_link",
+    "take_delivery",
+]
 
 _INLET_CREDIT: Final = 1_000
 """Transfers a client may have under way; the service grants as many."""
 
+_SESSION_WAIT: Final = 60.0
+"""Seconds for which a receiver waits for a session when it does not say; the service's default for operations."""
+
 _SESSION_FILTER: Final = "com.microsoft:session-filter"
 _TICKS_TO_1970: Final = 621_355_968_000_000_000
 _TICKS_PER_SECOND: Final = 10_000_000
+
+
+T = TypeVar("T")
+
+
+@final
+class Malformed(Exception):
+    """What a client wrote is no AMQP: nothing that comes after it on the connection could be relied on."""
+
+
+def decoded(read: Callable[[], T]) -> T:
+    """What a client wrote, decoded by the engine.
+
+    Raises:
+        Malformed: It cannot be. The engine looks into filters, properties and bodies no sooner than it is asked,
+            and then raises whatever Python makes of them: a map's key may be a list, a string no UTF-8.
+    """
+    try:
+        return read()
+    except Exception as error:
+        raise Malformed(str(error)) from error
 
 
 class Host(Protocol):
@@ -52,7 +88,7 @@ class Host(Protocol):
     def next_format(self, link: str) -> int:
         """The message format of the next delivery on a link."""
 
-    def end_link(self, node: Inlet | Outlet, refusal: Refused) -> None:
+    def end_link(self, node: Node, refusal: Refused) -> None:
         """End a link as the service does for reasons of its own."""
 
 
@@ -131,13 +167,40 @@ def refuse_link(link: Any, refusal: Refused) -> None:
         link.close()
 
 
+def take_delivery(host: Host, node: Node, delivery: Any, limit: int, credit: int) -> bytes | None:
+    """The encoded message of a delivery, once it is complete, and credit for another; else ``None``.
+
+    A message above ``limit`` bytes ends the link as soon as it is seen to be: until it is complete, the engine
+    keeps what has come of it.
+    """
+    link = node.link
+    if not delivery.readable:
+        return None
+    if delivery.partial:
+        if delivery.pending > limit:
+            host.end_link(node, message_too_large(delivery.pending, limit))
+        return None
+    is_aborted = delivery.aborted
+    raw = b"" if is_aborted else bytes(link.recv(delivery.pending) or b"")
+    link.advance()
+    if link.credit < credit // 2:
+        link.flow(credit - link.credit)
+    if is_aborted:
+        host.next_format(link.name)
+        delivery.settle()
+        return None
+    return raw
+
+
 def _session_filter(link: Any) -> tuple[bool, str | None]:
     """Whether a receiver wants a session, and which."""
     data = link.remote_source.filter
     data.rewind()
     if not data.next():
         return False, None
-    filters = data.get_object() or {}
+    filters = decoded(data.get_object)
+    if not isinstance(filters, dict):
+        return False, None
     key = symbol(_SESSION_FILTER)
     if key not in filters:
         return False, None
@@ -174,9 +237,9 @@ class Outlet(Node):
             self._queue.attach(self.consumer)
             open_link(self.link, self._queue.settings.max_message_bytes)
             return
-        properties = self.link.remote_properties or {}
+        properties = decoded(lambda: self.link.remote_properties) or {}
         milliseconds = properties.get(symbol("com.microsoft:timeout"))
-        timeout = 60.0 if milliseconds is None else int(milliseconds) / 1_000
+        timeout = milliseconds / 1_000 if isinstance(milliseconds, int) else _SESSION_WAIT
         self._queue.accept(self.consumer, session_id, timeout)
 
     # Told by the queue
@@ -251,7 +314,7 @@ class Outlet(Node):
         if state == Delivery.ACCEPTED:
             self._queue.settle([token], Outcome.COMPLETED, self.consumer)
         elif state == Delivery.REJECTED:
-            error = delivery.remote.condition
+            error = decoded(lambda: delivery.remote.condition)
             info = {str(name): value for name, value in ((error and error.info) or {}).items()}
             self._queue.settle(
                 [token],
@@ -262,12 +325,12 @@ class Outlet(Node):
                 properties=info,
             )
         elif state == Delivery.MODIFIED:
-            remote = delivery.remote
+            properties = decoded(lambda: delivery.remote.annotations) or {}
             self._queue.settle(
                 [token],
-                Outcome.DEFERRED if remote.undeliverable else Outcome.ABANDONED,
+                Outcome.DEFERRED if delivery.remote.undeliverable else Outcome.ABANDONED,
                 self.consumer,
-                properties={str(name): new for name, new in (remote.annotations or {}).items()},
+                properties={str(name): new for name, new in properties.items()},
             )
         else:
             self._queue.settle([token], Outcome.RELEASED, self.consumer)
@@ -304,14 +367,11 @@ class Inlet(Node):
 
     def on_delivery(self, delivery: Any) -> None:
         """A message or a batch has come, at least in part."""
-        if not delivery.readable or delivery.partial:
+        limit = self._queue.settings.max_message_bytes
+        raw = take_delivery(self._host, self, delivery, limit, _INLET_CREDIT)
+        if raw is None:
             return
-        link = self.link
-        raw = bytes(link.recv(delivery.pending) or b"")
-        link.advance()
-        if link.credit < _INLET_CREDIT // 2:
-            link.flow(_INLET_CREDIT - link.credit)
-        message_format = self._host.next_format(link.name)
+        message_format = self._host.next_format(self.link.name)
         self._host.counters.transfers_in += 1
         refusal = attempt(partial(self._send, raw, message_format))
         if self._host.faults.loses_answer(Operation.SEND, self.path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, final
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from proton import UNDESCRIBED, Array, Data, Delivery, Message, int32, symbol, t
 from .codec import decode_transfer, encode_stored
 from .entities import Consumer, Outcome
 from .fault_book import Operation
-from .links import Host, Node, open_link
+from .links import Host, Node, decoded, open_link, take_delivery
 from .queue import Queue
 from .refusals import Refused, session_lock_lost
 
@@ -26,6 +27,9 @@ _YEAR_9999: Final = 253_402_300_000_000
 """Milliseconds; asking for sessions whose state was set after some time above it asks for all."""
 
 _MAX_PEEKED: Final = 256
+
+_MAX_REQUEST: Final = 1 << 20
+"""Bytes; scheduling several messages at once is the largest request, and four of the largest messages fit."""
 
 
 class RequestHost(Host, Protocol):
@@ -81,17 +85,14 @@ class RequestNode(Node):
 
     def on_delivery(self, delivery: Any) -> None:
         """A request has come, at least in part."""
-        if not delivery.readable or delivery.partial:
+        raw = take_delivery(self._host, self, delivery, _MAX_REQUEST, _CREDIT)
+        if raw is None:
             return
-        raw = bytes(self.link.recv(delivery.pending) or b"")
-        self.link.advance()
         self._host.next_format(self.link.name)
-        if self.link.credit < _CREDIT // 2:
-            self.link.flow(_CREDIT - self.link.credit)
         delivery.update(Delivery.ACCEPTED)
         delivery.settle()
         request = Message()
-        request.decode(raw)
+        decoded(partial(request.decode, raw))
         operation = Operation.TOKEN if self.path == CBS else Operation.REQUEST
         reply = self._answer(request, operation)
         if not self._host.faults.loses_answer(operation, self.path):
@@ -115,7 +116,8 @@ class RequestNode(Node):
                 self._host.put_token(request.body, str(properties.get("name", "")))
                 reply.properties = {status: int32(202), text: "Accepted"}
             else:
-                code, reply.body = self._manage(properties, request.body or {})
+                body = {} if request.body is None else request.body
+                code, reply.body = self._manage(properties, body)
                 reply.properties = {status: int32(code), text: "OK"}
         except Refused as refusal:
             reply.properties = {
@@ -151,6 +153,10 @@ class RequestNode(Node):
         except KeyError as error:
             raise Refused(
                 "com.microsoft:argument-error", f"The request {name!r} has no {error}."
+            ) from error
+        except (AttributeError, TypeError, ValueError) as error:  # what Python says of other types
+            raise Refused(
+                "com.microsoft:argument-error", f"The request {name!r} is not as expected: {error}."
             ) from error
         return (204, None) if answer is None else (200, answer)
 

@@ -27,6 +27,9 @@ _BACKLOG: Final = 1_024
 _TICK: Final = 10.0
 """Seconds between looks after idle connections."""
 
+_PATIENCE: Final = 60.0
+"""Seconds that a client may take to say what it speaks, a handshake of TLS included."""
+
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """``SO_LINGER`` on, for no time: closing sends a reset instead of what is left to send."""
 
@@ -42,6 +45,7 @@ class Server:
         authority: Who checks tokens.
         faults: What goes wrong.
         tls: Speaks TLS when given.
+        max_connections: Clients above so many at a time are turned away.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class Server:
         namespace: Namespace,
         authority: Authority,
         faults: FaultBook,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None,
+        max_connections: int,
     ) -> None:
         self.namespace = namespace
         self.counters = Counters()
@@ -58,6 +63,8 @@ class Server:
         self._administration = Administration(namespace, authority, self._end_links)
         self._faults = faults
         self._tls = tls
+        self._max_connections = max_connections
+        self._clients = 0
         self._sooner = trio.Event()
 
     async def run(
@@ -102,11 +109,24 @@ class Server:
             self._sooner = trio.Event()
 
     async def _serve(self, tcp: trio.SocketStream) -> None:
+        if self._clients >= self._max_connections:
+            _logger.warning("a client is turned away: %d are connected", self._clients)
+            await trio.aclose_forcefully(tcp)
+            return
+        self._clients += 1
+        try:
+            await self._serve_client(tcp)
+        finally:
+            self._clients -= 1
+
+    async def _serve_client(self, tcp: trio.SocketStream) -> None:
         stream: trio.abc.Stream = tcp
         if self._tls is not None:
             stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
         try:
-            first = bytes(await stream.receive_some(_CHUNK))
+            first = b""
+            with trio.move_on_after(_PATIENCE):
+                first = bytes(await stream.receive_some(_CHUNK))
             if is_http(first):
                 self.counters.http_connections += 1
                 await serve_http(stream, first, self._administration.answer)

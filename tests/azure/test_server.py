@@ -1,0 +1,130 @@
+"""The emulator on the network, by clients that say anything, nothing, or too much, and come in numbers."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+from proton import Message
+
+from queue_runtime.testing.servicebus import QueueSettings, ServiceBusEmulator, open_emulator
+from queue_runtime.testing.servicebus.namespace import Namespace
+
+from .raw_client import Edge
+
+RESET = struct.pack("ii", 1, 0)
+
+
+async def connect(emulator: ServiceBusEmulator) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", emulator.port)
+
+
+async def until_closed(stream: trio.SocketStream) -> None:
+    """Read what the emulator has to say, to the end."""
+    try:
+        while await stream.receive_some():
+            pass
+    except trio.BrokenResourceError:
+        pass  # reset
+
+
+def said_by_a_client() -> bytes:
+    """What one writes that opens a connection, sends, receives, and closes nothing."""
+    namespace = Namespace()
+    namespace.create("q", QueueSettings())
+    client = Edge(namespace).connect()
+    client.authorize()
+    client.send(client.link("out", "q"), Message("x"))
+    client.link("in", "q", receives=True, credit=1)
+    client.link("nobody", "nobody", receives=True)
+    client.close()
+    return bytes(client.written)
+
+
+async def test_a_thousand_connections_leave_nothing_behind() -> None:
+    """Closed, reset, or cut off in the middle of a frame."""
+    said = said_by_a_client()
+    async with open_emulator({"q": QueueSettings()}) as emulator:
+
+        async def come_and_go(number: int) -> None:
+            stream = await connect(emulator)
+            async with stream:
+                cut = len(said) if number % 3 == 0 else number * 37 % len(said)
+                await stream.send_all(said[:cut])
+                if number % 3 == 1:
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                elif number % 3 == 2:
+                    await stream.send_eof()
+                    await until_closed(stream)
+
+        async def many(numbers: range) -> tuple[int, int]:
+            for first in numbers[::50]:
+                async with trio.open_nursery() as nursery:
+                    for number in range(first, first + 50):
+                        nursery.start_soon(come_and_go, number)
+            with trio.fail_after(10):
+                while emulator.statistics().open_connections:  # noqa: ASYNC110 - there is no event
+                    await trio.sleep(0.01)
+            gc.collect()
+            return len(gc.get_objects()), len(list(Path("/proc/self/fd").iterdir()))
+
+        objects, files = await many(range(100))
+        more_objects, more_files = await many(range(100, 1_100))
+        assert emulator.statistics().connections > 1_000
+        assert emulator.statistics().open_links == 0
+        assert more_files == files
+        assert more_objects - objects < 1_000
+
+
+async def test_a_client_above_the_limit_is_turned_away_until_another_has_left() -> None:
+    async with open_emulator(max_connections=2) as emulator:
+        async with await connect(emulator), await connect(emulator) as second:
+            await second.send_all(b"AMQP\x00\x01\x00\x00")
+            await second.receive_some()
+            async with await connect(emulator) as third:
+                with trio.fail_after(5):
+                    await until_closed(third)
+        with trio.fail_after(5):
+            while True:
+                async with await connect(emulator) as another:
+                    try:
+                        await another.send_all(b"AMQP\x00\x01\x00\x00")
+                        if await another.receive_some():
+                            break
+                    except trio.BrokenResourceError:
+                        pass  # the others are still leaving
+
+
+async def test_a_client_that_never_says_anything_is_left(autojump_clock: object) -> None:
+    async with open_emulator() as emulator:
+        async with await connect(emulator) as silent:
+            began = trio.current_time()
+            assert await silent.receive_some() == b""
+            assert 59 < trio.current_time() - began < 75
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS, to an emulator that speaks none
+        b"AMQP\x03\x01\x00\x00\xff\xff\xff\xff\x02\x01\x00\x00",
+        b"AMQP\x00\x09\x00\x01",
+        b"\x00" * 4_096,
+    ],
+)
+async def test_noise_ends_its_own_connection_and_no_other(
+    noise: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_emulator({"q": QueueSettings()}) as emulator:
+        async with await connect(emulator) as other, await connect(emulator) as noisy:
+            await other.send_all(b"AMQP\x03\x01\x00\x00")
+            assert (await other.receive_some()).startswith(b"AMQP\x03")
+            await noisy.send_all(noise)
+            with trio.fail_after(5):
+                await until_closed(noisy)
+            assert emulator.statistics().open_connections == 1
+    assert not caplog.records
