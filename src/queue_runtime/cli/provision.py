@@ -19,6 +19,7 @@ Where infrastructure is kept as code, create queues there: the settings are desc
 Examples:
   queue-runtime provision --url sqs://eu-central-1 --queue orders
   queue-runtime provision --url "sqs://eu-central-1?max_delivery_count=50" --queue orders --json
+  queue-runtime provision --url "azure://orders-prod?max_delivery_count=100" --queue orders
 """
 )
 @shared_options

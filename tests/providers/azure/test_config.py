@@ -155,6 +155,22 @@ def test_urls(url: str, expected: AzureConfig) -> None:
         ("azure://orders?custom_endpoint=sb://gate.test/path", "custom_endpoint must be sb://host"),
         ("azure://orders?custom_endpoint=sb://gate:99999", "custom_endpoint must be sb://host"),
         (f"azure://orders?custom_endpoint=sb://u:{CANARY}@gate", "custom_endpoint must be sb://h"),
+        (
+            "azure://orders?administration_endpoint=sb://gate",
+            "administration_endpoint must be https://host[:port] or http://host[:port], and nothing more",
+        ),
+        (
+            "azure://orders?administration_endpoint=https://gate/path",
+            "administration_endpoint must be https://host",
+        ),
+        (
+            f"azure://orders?administration_endpoint=https://u:{CANARY}@gate",
+            "administration_endpoint must be https://host",
+        ),
+        (
+            "azure://orders?administration_endpoint=http://gate.test:5300",
+            "administration_endpoint is on 'gate.test' and without TLS",
+        ),
         ("azure://orders?declare=true", "declare must be false: sending and receiving create"),
         ("azure://orders?conection_string=x", "did you mean 'connection_string'"),
         (
@@ -211,6 +227,7 @@ def test_problems_between_fields_come_at_once_too() -> None:
         ("connection_string", "text"),
         ("client_secret", "text"),
         ("custom_endpoint", 7),
+        ("administration_endpoint", 7),
         ("verify", 7),
         ("namespace", 7),
         ("acceptors", True),
@@ -267,6 +284,50 @@ def test_an_emulator_elsewhere_needs_a_word() -> None:
     config = AzureConfig(connection_string=Secret(elsewhere), insecure=True)
     assert config.said is not None
     assert (config.said.host, config.said.port) == ("bus.test", 5673)
+
+
+ABROAD = "Endpoint=sb://{};SharedAccessKeyName=a;SharedAccessKey=b;UseDevelopmentEmulator=true"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"namespace": "orders"}, "https://orders.servicebus.windows.net"),
+        (
+            {"namespace": "orders", "custom_endpoint": "sb://gate.test:8443"},
+            "https://gate.test:8443",
+        ),
+        ({"namespace": "orders", "custom_endpoint": "sb://gate.test"}, "https://gate.test"),
+        (
+            {
+                "namespace": "orders",
+                "custom_endpoint": "sb://gate.test:5671",
+                "administration_endpoint": "https://gate.test",
+            },
+            "https://gate.test",
+        ),
+        ({"connection_string": Secret(WHOLE)}, f"https://{HOST}"),
+        ({"connection_string": Secret(EMULATOR)}, "http://127.0.0.1:5673"),
+        ({"connection_string": Secret(ABROAD.format("localhost"))}, "http://localhost:5300"),
+        (
+            {
+                "connection_string": Secret(ABROAD.format("localhost:5672")),
+                "administration_endpoint": "http://localhost:5300",
+            },
+            "http://localhost:5300",
+        ),
+        (
+            {
+                "namespace": "orders",
+                "administration_endpoint": "http://gate.test",
+                "insecure": True,
+            },
+            "http://gate.test",
+        ),
+    ],
+)
+def test_where_queues_are_created_and_counted(options: dict[str, Any], expected: str) -> None:
+    assert AzureConfig(**options).administration_address == expected
 
 
 def test_settings_become_options() -> None:

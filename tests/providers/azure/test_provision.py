@@ -21,10 +21,12 @@ from click.testing import CliRunner
 pytest.importorskip("azure.servicebus", reason="the extra azure is not installed")
 pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
 
+from azure.core.credentials import AccessToken
 from azure.servicebus._base_handler import _generate_sas_token
 from azure.servicebus.management import QueueProperties
 from tests.azure.emulator_process import EmulatorProcess, emulator_process
 
+from queue_runtime import open_client, open_supervisor
 from queue_runtime.abc import ReceiverOptions
 from queue_runtime.cli import root
 from queue_runtime.errors import (
@@ -37,7 +39,7 @@ from queue_runtime.errors import (
     QueueNotFound,
     ValidationError,
 )
-from queue_runtime.messages import Message, QueueName, QueueStats, SessionId
+from queue_runtime.messages import Delivery, Message, QueueName, QueueStats, SessionId
 from queue_runtime.providers.asyncio_bridge import AsyncioBridge
 from queue_runtime.providers.azure import FACTORY, AzureConfig
 from queue_runtime.providers.azure.administration import Administration
@@ -320,6 +322,64 @@ async def test_one_connection_for_many_questions(
 
         assert await run(ask) == 20
     assert over_tls.statistics()["http_connections"] == before + 1
+
+
+async def test_waiting_until_a_queue_is_empty(plain: EmulatorProcess, name: QueueName) -> None:
+    handled: list[bytes] = []
+
+    async def handle(delivery: Delivery) -> None:
+        handled.append(delivery.body)
+
+    with trio.fail_after(PATIENCE):
+        async with open_client(url_of(plain)) as client:
+            await client.provision(name)
+            bodies = [str(number).encode() for number in range(40)]
+            await client.send_batch(
+                name, [Message(body, session_id=f"s{int(body) % 4}") for body in bodies]
+            )
+            async with open_supervisor(client, name, handle) as supervisor:
+                await supervisor.wait_empty(poll_interval=0.05)
+            assert sorted(handled, key=int) == bodies
+            assert (await client.queue_stats(name)).depth == 0
+
+
+@attrs.frozen
+class SignedIn:
+    """As much of a namespace as the administration needs, for a credential that gives the emulator's tokens."""
+
+    config: AzureConfig
+    token: str
+
+    @property
+    def credential(self) -> SignedIn:
+        return self
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        assert scopes == ("https://servicebus.azure.net//.default",)
+        return AccessToken(self.token, 0)
+
+
+async def test_tokens_of_an_identity(over_tls: EmulatorProcess, name: QueueName) -> None:
+    over_tls.create_queue(name, requires_session=True)
+    given = ways(over_tls)
+    del given["connection_string"]
+    config = AzureConfig(namespace="orders", **given)
+    bridge = await AsyncioBridge.open("test-tokens")
+    try:
+        for lifetime in (60.0, -60.0):
+            place: Any = SignedIn(config, over_tls.issue_token(lifetime))
+            administration = Administration(place)
+            try:
+                if lifetime > 0:
+                    assert (await bridge.run(administration.stats, name)).depth == 0
+                else:
+                    with pytest.raises(AuthenticationFailed, match="ExpiredToken") as caught:
+                        await bridge.run(administration.stats, name)
+                    assert place.token not in str(caught.value)
+            finally:
+                await bridge.run(administration.aclose)
+    finally:
+        await bridge.aclose()
 
 
 # --- what goes wrong -------------------------------------------------------------------------------

@@ -459,8 +459,7 @@ class AzureConfig:
             return f"https{self.custom_endpoint.removeprefix('sb')}"
         said = self.said
         if said is not None and said.emulator:
-            host = f"[{said.host}]" if ":" in said.host else said.host
-            return f"http://{host}:{said.port or EMULATOR_ADMINISTRATION_PORT}"
+            return f"http://{said.host}:{said.port or EMULATOR_ADMINISTRATION_PORT}"
         return f"https://{self.fully_qualified_namespace}"
 
     def wire_name(self, queue: QueueName) -> str:

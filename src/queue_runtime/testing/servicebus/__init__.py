@@ -14,13 +14,13 @@ What is there
     renewal; sessions by name and next available; session state; complete, abandon, defer, dead-letter, release;
     delivery counts, time to live, scheduling and cancelling, duplicate detection, batches, peeking, receiving by
     number, settling several by their lock tokens, listing sessions; limits on sizes. Connections by plain AMQP
-    or TLS, with shared access signatures and tokens checked. On the same port over HTTP, for administration
-    clients (which insist on TLS): creating a queue, its settings and its counts.
+    or TLS, with shared access signatures and tokens checked. On the same port over HTTP, or HTTPS, as the SDKs'
+    administration clients speak it: queues created, looked at, counted, changed, listed and deleted.
 
 What is not
-    Topics, subscriptions and rules; transactions; AMQP over WebSockets; changing, deleting and listing entities;
-    partitions; forwarding; claims and roles; anything that outlives the process. Nothing is throttled unless a
-    fault says so, and faults are about AMQP only.
+    Topics, subscriptions and rules; transactions; AMQP over WebSockets; partitions; forwarding; claims and roles,
+    but for the claim to manage; anything that outlives the process. Nothing is throttled unless a fault says so,
+    and faults are about AMQP only.
 
 Where it may differ from Azure
     Its semantics come from the SDK's source, its traffic and the documentation; they were not compared with the
@@ -38,7 +38,7 @@ How it is built, from the bottom:
 * ``codec``, ``frames``: what the broker reads and writes of encoded messages;
 * ``authority``: tokens; ``fault_book``, ``counters``: what is to go wrong, and what was seen;
 * ``links``, ``requests``, ``connection``: AMQP on python-qpid-proton's engine, bytes in and bytes out;
-* ``administration``, ``http``: the management endpoint;
+* ``atom``, ``administration``, ``http``: the administration endpoint;
 * ``certificate``, ``server``, ``emulator``: the network, and what a test holds in its hands.
 """
 
