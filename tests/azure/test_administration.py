@@ -177,8 +177,8 @@ def test_a_queue_is_changed(emulator: ServiceBusEmulator, queue: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"requires_session": True}, "RequiresSession property of an existing Queue"),
-        ({"requires_duplicate_detection": True}, "RequiresDuplicateDetection property"),
+        ({"requires_session": True}, "requires_session is False and cannot become True"),
+        ({"requires_duplicate_detection": True}, "duplicate_window is 0.0 and cannot become 600.0"),
         ({"max_delivery_count": 0}, "max_delivery_count is 0"),
     ],
 )

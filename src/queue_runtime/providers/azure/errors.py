@@ -86,7 +86,7 @@ class _Row:
 
 _NOT_FOUND: Final = _Row(
     QueueNotFound,
-    "check the name and the namespace; sending and receiving create no queues: queue-runtime provision does",
+    "check the name and the namespace; sending and receiving create no queue, queue-runtime provision does",
 )
 _FORBIDDEN: Final = _Row(
     PermissionDenied,

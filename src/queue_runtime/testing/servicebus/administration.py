@@ -12,7 +12,6 @@ import attrs
 from ...errors import ValidationError
 from . import atom
 from .authority import Authority
-from .entities import QueueSettings
 from .namespace import Namespace
 from .queue import Queue
 from .refusals import Refused
@@ -136,7 +135,9 @@ class Administration:
     def _put(self, path: str, request: HttpRequest) -> HttpAnswer:
         if "if-match" in request.headers:
             queue = self._find(path)
-            queue.settings = _changed(queue.settings, atom.read_settings(request.body))
+            settings = atom.read_settings(request.body)
+            kept = queue.settings.locks_outlast_links  # which is the emulator's own
+            queue.change(attrs.evolve(settings, locks_outlast_links=kept))
             return HttpAnswer(200, atom.entry(queue))
         settings = atom.read_settings(request.body)
         if self._look(path) is not None:
@@ -151,23 +152,3 @@ class Administration:
         if skip + top < len(queues):
             following = f"/{_QUEUES}?{urllib.parse.urlencode({'$skip': skip + top, '$top': top})}"
         return atom.feed(queues[skip : skip + top], target, following)
-
-
-def _changed(old: QueueSettings, new: QueueSettings) -> QueueSettings:
-    """What a queue has after a change.
-
-    Raises:
-        ValueError: Something would change that a queue has for life.
-    """
-    for name, is_same in (
-        ("RequiresSession", old.requires_session == new.requires_session),
-        (
-            "RequiresDuplicateDetection",
-            bool(old.duplicate_window) == bool(new.duplicate_window),
-        ),
-    ):
-        if not is_same:
-            raise ValueError(
-                f"The value for the {name} property of an existing Queue cannot be changed."
-            )
-    return attrs.evolve(new, locks_outlast_links=old.locks_outlast_links)

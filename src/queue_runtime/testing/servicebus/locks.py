@@ -33,8 +33,8 @@ class Locks:
         of_sessions: bool,
         give_back: Callable[[Stored], None],
     ) -> None:
+        self.duration = duration
         self._timers = timers
-        self._duration = duration
         self._of_sessions = of_sessions
         self._give_back = give_back
         self._locks: dict[UUID, Lock] = {}
@@ -45,7 +45,7 @@ class Locks:
     def take(self, message: Stored, consumer: Consumer | None) -> UUID:
         """Lock a message; return the lock's token."""
         lane = message.lane
-        until = self._timers.now() + self._duration
+        until = self._timers.now() + self.duration
         lock = message.lock = Lock(uuid.uuid4(), message, consumer, until)
         self._locks[lock.token] = lock
         if lane.session_id is None:
@@ -69,7 +69,7 @@ class Locks:
 
     def prolong(self, lock: Lock) -> float:
         """Have a lock begin anew; return when it ends."""
-        lock.own_until = self._timers.now() + self._duration
+        lock.own_until = self._timers.now() + self.duration
         if lock.timer is not None:
             self._timers.cancel(lock.timer)
         lock.timer = self._timers.at(lock.own_until, self.expire, lock)

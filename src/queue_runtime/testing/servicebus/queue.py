@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final, final
 from uuid import UUID
 
+from ...errors import ValidationError
 from .entities import (
     ACTIVE,
     DEFERRED,
@@ -97,6 +98,26 @@ class Queue:
     def requires_session(self) -> bool:
         """Whether receivers lock sessions here."""
         return self._sessions_required
+
+    def change(self, settings: QueueSettings) -> None:
+        """Have other settings from now on; what is locked, waits or was seen keeps its time.
+
+        Raises:
+            ValidationError: A queue has sessions, and detects duplicates, or not, for life.
+        """
+        for name, has, would in (
+            ("requires_session", self.settings.requires_session, settings.requires_session),
+            ("duplicate_window", self.settings.duplicate_window, settings.duplicate_window),
+        ):
+            if bool(has) != bool(would):
+                raise ValidationError(
+                    f"{name} is {has!r} and cannot become {would!r}: create another queue"
+                )
+        self.settings = settings
+        self._seen.window = settings.duplicate_window
+        self._locks.duration = self._sessions.lock_duration = settings.lock_duration
+        if self.dead_letters is not None:
+            self.dead_letters.change(settings)
 
     def counts(self) -> QueueCounts:
         """What is in the queue now."""

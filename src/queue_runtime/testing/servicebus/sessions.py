@@ -36,9 +36,9 @@ class Sessions:
         give_back: Callable[[Lane, bool], None],
     ) -> None:
         self.locked = 0
+        self.lock_duration = lock_duration
         self._store = store
         self._timers = timers
-        self._lock_duration = lock_duration
         self._feed = feed
         self._give_back = give_back
         self._lanes: dict[str, Lane] = {}
@@ -145,7 +145,7 @@ class Sessions:
     def _prolong(self, lane: Lane) -> None:
         if lane.timer is not None:
             self._timers.cancel(lane.timer)
-        lane.until = self._timers.now() + self._lock_duration
+        lane.until = self._timers.now() + self.lock_duration
         lane.timer = self._timers.at(lane.until, self._expires, lane)
 
     def _expires(self, lane: Lane) -> None:

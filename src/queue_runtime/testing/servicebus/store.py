@@ -84,7 +84,7 @@ class SeenIds:
     """
 
     def __init__(self, window: float) -> None:
-        self._window = window
+        self.window = window
         self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -92,12 +92,12 @@ class SeenIds:
 
     def look_up(self, message_id: Hashable, number: int, now: float) -> int | None:
         """The number of the message that had this id; if none had, remember it for ``number``."""
-        if not self._window or message_id is None:
+        if not self.window or message_id is None:
             return None
         while self._seen and next(iter(self._seen.values()))[0] <= now:
             self._seen.popitem(last=False)
         seen = self._seen.get(message_id)
         if seen is not None:
             return seen[1]
-        self._seen[message_id] = (now + self._window, number)
+        self._seen[message_id] = (now + self.window, number)
         return None
