@@ -82,7 +82,7 @@ THIRD_PARTY = {
     "opentelemetry": ("instrumentation",),
     "click": ("cli",),
     "rich": ("cli",),
-    "azure": ("providers/azure",),
+    "azure": ("providers/azure", "testing/benchmark/raw/azure"),
     "aiobotocore": ("providers/sqs", "testing/benchmark/raw/sqs"),
     "botocore": ("providers/sqs",),
     "redis": ("providers/redis",),

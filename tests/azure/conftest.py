@@ -16,6 +16,7 @@ NEEDS = {
     "test_faults.py": ("proton", "azure.servicebus"),
     "test_broker_faults.py": ("proton", "azure.servicebus"),
     "test_bad_input.py": ("proton", "azure.servicebus"),
+    "test_bench.py": ("proton", "azure.servicebus"),
     "test_cancelling.py": ("proton", "azure.servicebus"),
     "test_switching.py": ("proton", "azure.servicebus"),
 }

@@ -81,6 +81,14 @@ class Administration:
         )
         return created
 
+    async def delete(self, entity: str) -> None:
+        """Delete a queue with all that is in it, if there is one of that name.
+
+        Raises:
+            QueueError: As :meth:`find`.
+        """
+        await self._ask("delete queue", "delete_queue", entity, absent=ResourceNotFoundError)
+
     async def stats(self, entity: str) -> QueueStats:
         """How the queue stands. What is in flight is among what waits: the broker does not tell them apart.
 

@@ -75,7 +75,12 @@ class SqsRaw:
     """See :class:`..RawBroker`. Made by :func:`open_raw`; called from trio, works on the bridge's loop."""
 
     in_flight = _IN_FLIGHT
+    least_ratio = 0.9
+    most_calls = 0.25
     idle_aim = "at most 2: the queue's poll and its holding queue's"
+    longest_cancel = 100.0
+    in_any_order = True
+    acceptors = 0
 
     def __init__(self, bridge: AsyncioBridge, client: Any, config: SqsConfig) -> None:
         self._bridge = bridge
@@ -88,7 +93,15 @@ class SqsRaw:
 
     async def publish(self, queue: str, workload: Workload, *, ordered: bool) -> float:
         """See :class:`..RawBroker`."""
-        return await self._bridge.run(self._publish, queue, workload, ordered)
+        return await self._bridge.run(self._publish, queue, workload, ordered, _IN_FLIGHT, _BATCH)
+
+    async def send_singly(self, queue: str, workload: Workload, tasks: int) -> float:
+        """See :class:`..RawBroker`."""
+        return await self._bridge.run(self._publish, queue, workload, True, tasks, 1)
+
+    async def switch(self, queue: str, times: int) -> float:
+        """See :class:`..RawBroker`."""
+        raise NotImplementedError("SQS has no receivers of one session")
 
     async def drain(
         self, queue: str, expected: int, order: SessionOrder, *, ordered: bool
@@ -125,30 +138,32 @@ class SqsRaw:
         except self._client.exceptions.QueueDoesNotExist:
             pass
 
-    async def _publish(self, queue: str, workload: Workload, ordered: bool) -> float:
+    async def _publish(
+        self, queue: str, workload: Workload, ordered: bool, tasks: int, batch: int
+    ) -> float:
         url = await self._url(queue)
         messages = list(workload.generate())
-        lanes: list[list[dict[str, Any]]] = [[] for _ in range(_IN_FLIGHT)]
+        lanes: list[list[dict[str, Any]]] = [[] for _ in range(tasks)]
         for number, message in enumerate(messages):
             entry = {"Id": str(number), "MessageBody": message.body.decode()}
-            lane = number // _BATCH
+            lane = number // batch
             if self._config.fifo:
                 entry["MessageGroupId"] = str(message.session_id)
                 entry["MessageDeduplicationId"] = uuid.uuid4().hex
                 if ordered:
                     lane = number % workload.sessions
-            lanes[lane % _IN_FLIGHT].append(entry)
+            lanes[lane % tasks].append(entry)
         began = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as group:
             for entries in lanes:
-                tasks.create_task(self._send(url, entries))
+                group.create_task(self._send(url, entries, batch))
         return len(messages) / (time.perf_counter() - began)
 
-    async def _send(self, url: str, entries: Sequence[dict[str, Any]]) -> None:
-        for start in range(0, len(entries), _BATCH):
+    async def _send(self, url: str, entries: Sequence[dict[str, Any]], batch: int) -> None:
+        for start in range(0, len(entries), batch):
             _check(
                 await self._client.send_message_batch(
-                    QueueUrl=url, Entries=entries[start : start + _BATCH]
+                    QueueUrl=url, Entries=entries[start : start + batch]
                 )
             )
 

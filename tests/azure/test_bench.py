@@ -1,0 +1,123 @@
+"""``queue-runtime bench`` on the emulator, small: figures are looked at, not judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+import trio
+
+from queue_runtime import ConfigurationError, QueueName, QueueNotFound
+from queue_runtime.testing.benchmark import Report, Scale, Workload, run_scenario
+from queue_runtime.testing.benchmark.place import open_place
+
+from .emulator_process import EmulatorProcess, emulator_process
+
+SMALL = Scale(
+    rate=50.0,
+    duration=0.2,
+    depth=2_000,
+    idle_sessions=20,
+    hot_messages=50,
+    cold_sessions=5,
+    rounds=1,
+    cancellations=3,
+)
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    with emulator_process() as running:
+        yield running
+
+
+def url_of(emulator: EmulatorProcess, options: str = "") -> str:
+    return f"azure://?connection_string={quote(emulator.connection_string, safe='')}{options}"
+
+
+def run(
+    name: str,
+    emulator: EmulatorProcess,
+    workload: Workload = Workload(100, 5, 64),  # noqa: B008 - frozen
+    *,
+    options: str = "",
+) -> Report:
+    report = run_scenario(name, url_of(emulator, options), workload, SMALL)
+    assert report.order_violations == 0
+    assert all(row.value > 0 for row in report.rows)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("options", "publish", "drain"),
+    [
+        ("", "raw SDK: publish, sessions in order", "raw SDK: drain, sessions in order"),
+        ("&sessions=false", "raw SDK: publish", "raw SDK: drain"),
+    ],
+    ids=["sessions", "plain"],
+)
+def test_throughput_stands_beside_the_sdk_alone(
+    emulator: EmulatorProcess, options: str, publish: str, drain: str
+) -> None:
+    report = run("throughput", emulator, options=options)
+
+    judged = {row.what: (row.beside, row.aim) for row in report.rows if row.ratio is not None}
+    assert judged == {
+        "publish, batches of 500, 4 tasks": (publish, "at least 0.85"),
+        "runtime, strict": (drain, "at least 0.85"),
+        "runtime, pipelined": (drain, "at least 0.85"),
+    }
+    assert not any(row.what.startswith("calls") for row in report.rows)
+
+
+def test_latency(emulator: EmulatorProcess) -> None:
+    report = run("latency", emulator)
+
+    assert [row.unit for row in report.rows] == ["ms"] * 3
+
+
+def test_every_queue_is_removed_again(emulator: EmulatorProcess) -> None:
+    async def main() -> None:
+        async with open_place(url_of(emulator)) as place:
+            queue = await place.new_queue()
+            assert (await place.client.provider.stats(QueueName(queue))).depth == 0
+        async with open_place(url_of(emulator)) as place:
+            with pytest.raises(QueueNotFound):
+                await place.client.provider.stats(QueueName(queue))
+            assert place.raw is not None
+            await place.raw.remove([queue])  # not there any more: nothing happens
+
+    trio.run(main)
+
+
+def test_a_namespace_is_left_alone_without_a_word() -> None:
+    said = "Endpoint=sb://orders.example/;SharedAccessKeyName=all;SharedAccessKey=nothing"
+    url = f"azure://?connection_string={quote(said, safe='')}"
+
+    with pytest.raises(ConfigurationError, match="say --provision"):
+        run_scenario("latency", url, Workload(100, 10, 64), SMALL)
+
+
+def test_the_command(emulator: EmulatorProcess) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "queue_runtime", "bench"),
+            *("--url", url_of(emulator, "&sessions=false")),
+            *("--messages", "100", "--size", "64", "--rounds", "1"),
+            *("--scenario", "throughput", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert "connection_string=***" in figures["url"]
+    assert figures["ratios"]["publish"].keys() == {"raw SDK: publish"}
+    assert figures["calls_per_message"]["strict"] is None
