@@ -12,6 +12,7 @@ NEEDS = {
     "test_emulator.py": ("proton", "azure.servicebus"),
     "test_administration.py": ("proton", "azure.servicebus", "cryptography"),
     "test_conformance.py": ("azure.servicebus",),
+    "test_identity.py": ("proton", "azure.servicebus", "azure.identity"),
     "test_memory.py": ("proton", "azure.servicebus"),
     "test_faults.py": ("proton", "azure.servicebus"),
     "test_broker_faults.py": ("proton", "azure.servicebus"),
@@ -19,6 +20,8 @@ NEEDS = {
     "test_bench.py": ("proton", "azure.servicebus"),
     "test_cancelling.py": ("proton", "azure.servicebus"),
     "test_switching.py": ("proton", "azure.servicebus"),
+    "test_token_refresh.py": ("proton", "azure.servicebus"),
+    "test_websocket.py": ("proton", "azure.servicebus", "wsproto"),
 }
 
 

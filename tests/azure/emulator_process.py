@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
@@ -53,9 +53,14 @@ class EmulatorProcess:
         found: dict[str, Any] = self._call("statistics")
         return found
 
-    def issue_token(self, lifetime: float = 3_600.0) -> str:
-        """A token that is accepted for so many seconds."""
-        return str(self._call("issue_token", lifetime=lifetime))
+    def issue_token(
+        self,
+        lifetime: float = 3_600.0,
+        rights: Sequence[str] = ("Listen", "Send", "Manage"),
+        **claims: str,
+    ) -> str:
+        """A token that is accepted for so many seconds; rights by the names that Azure gives them."""
+        return str(self._call("issue_token", lifetime=lifetime, rights=list(rights), **claims))
 
     def fault(self, name: str, *operations: str, **options: Any) -> Any:
         """One of the emulator's ``Faults`` by name; operations by the names of ``Operation``."""
@@ -117,6 +122,7 @@ async def _serve(*, tls: bool) -> None:
         Fault,
         Operation,
         QueueSettings,
+        Right,
         open_emulator,
     )
 
@@ -133,7 +139,8 @@ async def _serve(*, tls: bool) -> None:
                 case "statistics":
                     return attrs.asdict(emulator.statistics())
                 case "issue_token":
-                    return emulator.issue_token(request["lifetime"])
+                    rights = [Right(name) for name in request.pop("rights")]
+                    return emulator.issue_token(rights=rights, **request)
                 case "lift_faults":
                     while lasting:
                         lasting.pop().lift()

@@ -24,6 +24,7 @@ from proton import (
     ulong,
 )
 
+from queue_runtime.testing.servicebus.authority import Right
 from queue_runtime.testing.servicebus.codec import (
     BATCH_FORMAT,
     decode_transfer,
@@ -389,6 +390,27 @@ def test_a_token_is_for_its_path(edge: Edge) -> None:
     client.close()
 
 
+def test_a_token_gives_the_rights_it_names(edge: Edge, clock: Clock) -> None:
+    client = edge.connect()
+    sends = edge.authority.issue(clock.now + 60, rights={Right.SEND})
+    listens = edge.authority.issue(clock.now + 60, rights={Right.LISTEN})
+    assert client.authorize("q", token=sends)["status-code"] == 202
+    assert client.is_refused(client.link("in", "q")) is None
+    refused = client.link("out", "q", receives=True)
+    assert client.is_refused(refused) == "amqp:unauthorized-access"
+    assert "'Listen' claim(s) are required" in refused.remote_condition.description
+    client.authorize("q2", token=listens)
+    assert client.is_refused(client.link("out2", "q2", receives=True)) is None
+    assert client.is_refused(client.link("in2", "q2")) == "amqp:unauthorized-access"
+
+
+def test_a_token_for_something_else(edge: Edge, clock: Clock) -> None:
+    elsewhere = edge.authority.issue(clock.now + 60, audience="https://storage.azure.com")
+    answer = edge.connect().authorize("q", token=elsewhere)
+    assert answer["status-code"] == 401
+    assert "InvalidAudience" in answer["status-description"]
+
+
 def test_links_end_with_their_token(edge: Edge, clock: Clock) -> None:
     client = edge.connect()
     client.authorize("q", token=edge.authority.issue(clock.now + 60))
@@ -398,7 +420,8 @@ def test_links_end_with_their_token(edge: Edge, clock: Clock) -> None:
     clock.pass_by(61)
     edge.namespace.timers.run()
     client.pump()
-    assert client.is_refused(ended) == "amqp:unauthorized-access"
+    assert client.is_refused(ended) == "amqp:link:detach-forced"
+    assert "Code: RenewToken" in ended.remote_condition.description
     assert client.is_open(lasting)
     client.close()
 

@@ -183,7 +183,7 @@ def test_urls(url: str, expected: AzureConfig) -> None:
         ),
         (
             f"azure://?connection_string={option(EMULATOR)}&transport=websocket",
-            "transport is websocket, which an emulator does not speak",
+            "transport is websocket, which goes by TLS only",
         ),
         (
             f"azure://?connection_string={option(EMULATOR)}&verify=ca.pem",

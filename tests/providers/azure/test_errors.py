@@ -398,6 +398,38 @@ def test_what_the_sdk_wraps_is_looked_at() -> None:
     assert type(from_azure(of_sdk(struct.error("range")), CALL)) is ValidationError
 
 
+def test_a_link_that_ended_with_its_token() -> None:
+    """The words are those of Service Bus: https://github.com/Azure/azure-sdk-for-python/issues/23487."""
+    said = (
+        "The link 'x' is force detached. Code: RenewToken. Details: Unauthorized access. "
+        "'Listen' claim(s) are required to perform this operation. Resource: 'sb://orders/jobs'."
+    )
+    made = from_azure(engine.AMQPLinkError(b"amqp:link:detach-forced", description=said), CALL)
+    assert type(made) is ConnectionFailed
+    assert "the token was not renewed in time" in str(made)
+
+
+def test_nobody_who_gives_a_token_is_told_from_a_refusal() -> None:
+    nobody = CredentialUnavailableError("no response from the IMDS endpoint")
+    chain = core.ClientAuthenticationError(
+        "DefaultAzureCredential failed to retrieve a token from the included credentials.\n…"
+    )
+    for error in (nobody, chain):
+        assert "there is no such identity here" in str(from_azure(error, CALL))
+    assert "no such identity" not in str(from_azure(core.ClientAuthenticationError("no"), CALL))
+
+
+@pytest.mark.parametrize(("status", "expected"), [(503, ConnectionFailed), (429, Throttled)])
+def test_trouble_of_who_gives_tokens_is_over_some_time(
+    status: int, expected: type[QueueError]
+) -> None:
+    error = core.ClientAuthenticationError("AADSTS90033: A transient error has occurred.")
+    error.status_code = status
+    made = from_azure(error, CALL)
+    assert type(made) is expected
+    assert made.is_transient
+
+
 def test_a_failed_connection_says_why() -> None:
     for text, expected, cure in (
         ("[Errno -2] Name or service not known", ConnectionFailed, "check the namespace's name"),

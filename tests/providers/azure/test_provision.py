@@ -46,7 +46,7 @@ from queue_runtime.providers.azure.administration import Administration
 from queue_runtime.providers.azure.api import AzureApi
 from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.secret import Secret
-from queue_runtime.testing.servicebus import AccessPolicy, QueueSettings, emulator_in_thread
+from queue_runtime.testing.servicebus import AccessPolicy, QueueSettings, Right, emulator_in_thread
 
 NUMBERS = count(1)
 PATIENCE = 30.0
@@ -421,7 +421,9 @@ def at(port: int) -> AzureConfig:
 
 async def test_a_key_without_the_right_to_manage() -> None:
     # In a thread of this process: no AMQP is spoken, whose engine could not live beside the bridge's thread.
-    with emulator_in_thread(policy=AccessPolicy(manages=False)) as emulator:
+    with emulator_in_thread(
+        policy=AccessPolicy(rights=frozenset({Right.LISTEN, Right.SEND}))
+    ) as emulator:
         emulator.create_queue("jobs", QueueSettings(requires_session=True))
         config = AzureConfig(connection_string=Secret(emulator.connection_string))
         await refused(config, PermissionDenied, "EntityRead claims required.*role .* Data Owner")

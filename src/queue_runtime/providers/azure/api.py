@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, final
-
-from azure.servicebus._base_handler import _generate_sas_token
-from azure.servicebus._common.constants import TOKEN_TYPE_SASTOKEN
-
-from queue_runtime.errors import ConfigurationError
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from .config import AzureConfig
+from .credentials import open_credential
 from .errors import Call, from_azure, safe_cause
 from .inlet import Inlet
 from .outlet import Outlet
@@ -26,15 +21,12 @@ from .wire import Credential, Place, Wire
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from azure.core.credentials import AccessToken
-
 __all__ = ["AzureApi", "Purpose", "mapped"]
+
+T = TypeVar("T")
 
 _MOST_SESSIONS: Final = 1_000
 """AMQP sessions on one connection; Service Bus takes up to 4,999, and one that is lost takes all of them along."""
-
-_TOKEN_LIFE: Final = timedelta(hours=1)
-"""How long a token made with a key is good for; it is shown anew before."""
 
 
 class Purpose(enum.Enum):
@@ -65,15 +57,20 @@ class AzureApi:
     """
 
     @classmethod
-    async def open(cls, config: AzureConfig) -> AzureApi:
+    async def open(cls, config: AzureConfig, credential: Credential | None = None) -> AzureApi:
         """Make the credential; nothing is sent anywhere.
+
+        Args:
+            config: Where to, and as whom.
+            credential: Gives tokens in place of what ``config`` says; stays its owner's.
 
         Raises:
             ConfigurationError: A credential that cannot be made.
         """
         stack = AsyncExitStack()
-        with mapped("the credential"):
-            credential = await _credential(config, stack)
+        if credential is None:
+            with mapped("the credential"):
+                credential = await open_credential(config, stack)
         said = config.said
         host = config.fully_qualified_namespace
         emulator = said is not None and said.emulator
@@ -128,11 +125,13 @@ class AzureApi:
 
     async def inlet(self, entity: str, *args: Any, **kwargs: Any) -> Inlet:
         """As :meth:`.inlet.Inlet.open`, on a connection for receiving. Raises what the SDK raises."""
-        return await Inlet.open(await self.wire(Purpose.RECEIVING), entity, *args, **kwargs)
+        wire = await self.wire(Purpose.RECEIVING)
+        return await _authorized(wire, entity, lambda: Inlet.open(wire, entity, *args, **kwargs))
 
     async def outlet(self, entity: str, on_lost: Callable[[BaseException], None]) -> Outlet:
         """As :meth:`.outlet.Outlet.open`, on a connection for sending. Raises what the SDK raises."""
-        return await Outlet.open(await self.wire(Purpose.SENDING), entity, on_lost)
+        wire = await self.wire(Purpose.SENDING)
+        return await _authorized(wire, entity, lambda: Outlet.open(wire, entity, on_lost))
 
     async def manage(
         self,
@@ -146,7 +145,11 @@ class AzureApi:
         """As :meth:`.wire.Wire.manage`, beside the link that it is about. Raises what the SDK raises."""
         wire = await self.wire(Purpose.ASKING) if link is None else link.wire
         name = None if link is None else link.name
-        return await wire.manage(entity, operation, body, link=name, timeout=timeout)
+        return await _authorized(
+            wire,
+            entity,
+            lambda: wire.manage(entity, operation, body, link=name, timeout=timeout),
+        )
 
     async def aclose(self) -> None:
         """Disconnect everything; never fails."""
@@ -157,67 +160,11 @@ class AzureApi:
         await self._stack.aclose()
 
 
-# --- credentials ---------------------------------------------------------------------------------------
-
-
-@final
-class _Key:
-    """Makes tokens with a shared access key."""
-
-    token_type = TOKEN_TYPE_SASTOKEN
-
-    def __init__(self, name: str, key: str) -> None:
-        self._name = name
-        self._key = key
-
-    async def get_token(self, *scopes: str) -> AccessToken:
-        return _generate_sas_token(scopes[0], self._name, self._key, _TOKEN_LIFE)
-
-
-@final
-class _Signature:
-    """A token that was made beforehand."""
-
-    token_type = TOKEN_TYPE_SASTOKEN
-
-    def __init__(self, signature: str) -> None:
-        self._signature = signature
-
-    async def get_token(self, *scopes: str) -> AccessToken:
-        from azure.core.credentials import AccessToken
-
-        fields = dict(
-            pair.partition("=")[::2] for pair in self._signature.partition(" ")[2].split("&")
-        )
-        return AccessToken(self._signature, int(fields["se"]))
-
-
-async def _credential(config: AzureConfig, stack: AsyncExitStack) -> Credential:
-    said = config.said
-    if config.auth == "connection_string":
-        assert said is not None, "the configuration was checked"
-        if said.key is not None:
-            return _Key(said.key_name or "", said.key.reveal())
-        assert said.signature is not None, "the configuration was checked"
-        return _Signature(said.signature.reveal())
-    from azure.identity.aio import (
-        ClientSecretCredential,
-        DefaultAzureCredential,
-        ManagedIdentityCredential,
-    )
-
-    credential: Any
+async def _authorized(wire: Wire, entity: str, call: Callable[[], Awaitable[T]]) -> T:
+    """What ``call`` returns; it is repeated when a token turns out to have ended, which nothing was done for."""
     try:
-        if config.auth == "client_secret":
-            assert config.client_secret is not None, "the configuration was checked"
-            credential = ClientSecretCredential(
-                config.tenant_id or "", config.client_id or "", config.client_secret.reveal()
-            )
-        elif config.auth == "managed_identity":
-            credential = ManagedIdentityCredential(client_id=config.client_id)
-        else:
-            credential = DefaultAzureCredential(managed_identity_client_id=config.client_id)
-    except ValueError as error:
-        raise ConfigurationError(f"auth is {config.auth}: {error}") from safe_cause(error)
-    await stack.enter_async_context(credential)
-    return credential  # type: ignore[no-any-return]
+        return await call()
+    except Exception as error:
+        if not wire.may_try_again(entity, error):
+            raise
+    return await call()

@@ -80,6 +80,7 @@ _IGNORED_PARTS: Final = {"transporttype", "operationtimeout", "runtimeport", "ma
 
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
+_AUTHORITY: Final = re.compile(rf"(?:https://)?{_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?/?")
 _QUEUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")  # as azure-identity checks it
@@ -288,6 +289,8 @@ class AzureConfig:
         tenant_id: Directory of the application.
         client_id: Application; user-assigned managed identity where there is no client secret.
         client_secret: The application's secret.
+        authority: Host of the Microsoft Entra endpoint that applications get tokens from, such as
+            ``login.microsoftonline.us``; ``None``: ``AZURE_AUTHORITY_HOST``, or else the public cloud's.
         auth: Where tokens come from: ``connection_string``; ``client_secret`` of an application;
             ``managed_identity`` of the machine, that of ``client_id`` or else its own; ``default``, the chain of
             azure-identity: environment, workload identity, managed identity, developer tools. By default what is
@@ -304,7 +307,8 @@ class AzureConfig:
         administration_endpoint: ``https://host[:port]``, where queues are created and counted in place of the
             namespace's own address, which is that of ``custom_endpoint`` if there is one; ``http://`` for emulators
             only. Of an emulator: the port in ``connection_string``, or 5300, where Microsoft's is by default.
-        verify: File with the certificates of the authorities to trust; ``None``: those of certifi.
+        verify: File with the certificates of the authorities to trust, for the namespace and for ``authority`` if
+            that is given; ``None``: those of certifi.
         insecure: Allow an emulator, which speaks without TLS, that is not on this machine.
         max_message_bytes: Largest message as encoded, 262,144 in the Standard tier; Premium queues take what
             they were made for, up to 104,857,600.
@@ -339,6 +343,10 @@ class AzureConfig:
         validator=matching(_GUID, "an id such as 01234567-89ab-cdef-0123-456789abcdef"),
     )
     client_secret: Secret | None = attrs.field(default=None, validator=secret)
+    authority: str | None = attrs.field(
+        default=None,
+        validator=matching(_AUTHORITY, "a host such as login.microsoftonline.us, or host:port"),
+    )
     auth: AuthMode = attrs.field(
         default=attrs.Factory(_auth_of, takes_self=True),
         validator=attrs.validators.in_(
@@ -431,7 +439,9 @@ class AzureConfig:
                     "UseDevelopmentEmulator=true, so its Endpoint is used, without TLS"
                 )
         if self.transport != "amqp":
-            raise ValidationError("transport is websocket, which an emulator does not speak")
+            raise ValidationError(
+                "transport is websocket, which goes by TLS only: leave it out for an emulator without"
+            )
         if not self.insecure and not LOOPBACK.fullmatch(said.host):
             raise ValidationError(
                 f"connection_string is for an emulator on {shown(said.host)}: without TLS everybody on the "

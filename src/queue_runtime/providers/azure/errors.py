@@ -107,6 +107,15 @@ _EXPIRED: Final = _Row(
     "renew the token: a shared access signature ends by itself, a key or an identity does not; "
     "check this machine's clock too",
 )
+_NO_IDENTITY: Final = _Row(
+    AuthenticationFailed,
+    "there is no such identity here: assign one to this machine, name one that is assigned in client_id, "
+    "or say in auth where tokens come from",
+)
+_ENDED: Final = _Row(
+    ConnectionFailed,
+    "the token was not renewed in time: check that tokens can be had, and this machine's clock; try again",
+)
 _DISABLED: Final = _Row(
     ConfigurationError, "enable the queue: it is disabled for sending, for receiving or for both"
 )
@@ -218,6 +227,7 @@ _CLASSES: Final[Mapping[str, _Row]] = {
     "MessageSettlementUnconfirmed": _SLOW,
     # azure-core and azure-identity
     "ClientAuthenticationError": _CREDENTIALS,
+    "CredentialUnavailableError": _NO_IDENTITY,
     "ResourceExistsError": _EXISTS,
     "ResourceNotFoundError": _NOT_FOUND,
     "ServiceRequestTimeoutError": _SLOW,
@@ -273,6 +283,11 @@ _CLAIM_TEXT: Final = re.compile(
 """What the administration endpoint says, with status 401, of credentials that are good but for something else."""
 _DETAIL_TEXT: Final = re.compile(r"<Detail>(.*?)</Detail>", re.DOTALL)
 _EXPIRED_TEXT: Final = re.compile(r"expired ?token|token (?:is|has|was) expired", re.IGNORECASE)
+_NOBODY_TEXT: Final = re.compile(
+    r"failed to retrieve a token from the included credentials", re.IGNORECASE
+)
+"""What a chain of credentials says when it is at its end."""
+
 _CERTIFICATE_TEXT: Final = re.compile(
     r"certificate[_ ]verify|hostname mismatch|self[- ]signed certificate", re.IGNORECASE
 )
@@ -389,6 +404,8 @@ def _make(row: _Row, words: str, text: str) -> QueueError:
         row = _EXPIRED
     elif row is _FORBIDDEN and _AUTH_TEXT.search(text):
         row = _CREDENTIALS
+    elif row is _BROKEN and "Code: RenewToken" in text:
+        row = _ENDED
     elif row in (_UNREACHABLE, _BROKEN) and _CERTIFICATE_TEXT.search(text):
         row = _CERTIFICATE
     error = row.error(f"{words}: {row.cure}")
@@ -487,12 +504,16 @@ def _from_http(error: Any, names: frozenset[str], call: Call) -> QueueError:
     words = _words(call, text) + (f" (HTTP status {status})" if isinstance(status, int) else "")
     row = None
     if "ClientAuthenticationError" in names:
-        # Whatever the status: one of the token's issuer is not one of Service Bus.
+        # Whatever the status: one of the token's issuer is not one of Service Bus, but for that it is in trouble.
         row = _CREDENTIALS
         if detail is not None and _EXPIRED_TEXT.search(text):
             row = _EXPIRED
         elif detail is not None and _CLAIM_TEXT.search(text):
             row = _NO_MANAGER
+        elif "CredentialUnavailableError" in names or _NOBODY_TEXT.search(text):
+            row = _NO_IDENTITY
+        elif isinstance(status, int) and (status == 429 or status >= 500):
+            row = _BUSY if status == 429 else _TROUBLE
     elif isinstance(status, int):
         row = _HTTP.get(status)
         if status == 503 and retry_after is not None:

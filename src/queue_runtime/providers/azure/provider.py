@@ -23,6 +23,7 @@ from .inlet import Arrival, Inlet
 from .provision import provision
 from .receiver import AzureReceiver
 from .sender import MAX_BATCH, AzureSender
+from .wire import Credential
 
 __all__ = ["AzureProvider"]
 
@@ -40,15 +41,20 @@ class AzureProvider(Provider):
     name = "azure"
 
     @classmethod
-    async def open(cls, config: AzureConfig) -> AzureProvider:
+    async def open(cls, config: AzureConfig, credential: Credential | None = None) -> AzureProvider:
         """Make the credential; the broker is asked when a queue is opened.
+
+        Args:
+            config: Where to, and as whom.
+            credential: Gives tokens in place of what ``config`` says, on the provider's asyncio loop; it is not
+                closed with the provider.
 
         Raises:
             ConfigurationError: A credential that cannot be made.
         """
         bridge = await AsyncioBridge.open("azure")
         try:
-            api = await bridge.run(AzureApi.open, config)
+            api = await bridge.run(AzureApi.open, config, credential)
             administration = Administration(api)
             bridge.start(_close_at_the_end, administration, api)
         except BaseException:

@@ -25,20 +25,25 @@ from azure.servicebus._common.constants import JWT_TOKEN_SCOPE, TOKEN_TYPE_SASTO
 from azure.servicebus._common.utils import create_properties
 from azure.servicebus._pyamqp.aio._connection_async import Connection
 from azure.servicebus._pyamqp.constants import CBS_PUT_TOKEN, ConnectionState
-from azure.servicebus._pyamqp.error import AMQPConnectionError, ErrorCondition
+from azure.servicebus._pyamqp.error import (
+    AMQPConnectionError,
+    AuthenticationException,
+    ErrorCondition,
+)
 from azure.servicebus._pyamqp.message import Message as AmqpMessage
 from azure.servicebus._pyamqp.sasl import SASLAnonymousCredential
 from azure.servicebus._pyamqp.utils import utc_from_timestamp
 from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
 from .requests import Requests
+from .rights import Rights
 
 __all__ = ["Credential", "Place", "Wire"]
 
 T = TypeVar("T")
 
 _TICK: Final = 5.0
-"""Seconds between looks at what has to be done in time: heartbeats, tokens, a peer that fell silent."""
+"""Seconds between looks at what has to be done in time: heartbeats, a peer that fell silent."""
 
 _IDLE: Final = 120.0
 """Seconds of silence after which the peer counts as gone; it is asked to send something sooner than that."""
@@ -51,6 +56,12 @@ _WINDOW: Final = 64 * 1024
 
 _BATCH: Final = 64
 """Frames read in one go, when they are there."""
+
+
+_GOODBYE: Final = 2.0
+"""Seconds for each step of closing: a peer that does not answer is left alone."""
+
+_UNAUTHORIZED: Final = (b"amqp:unauthorized-access", b"com.microsoft:auth-failed")
 
 
 class Credential(Protocol):
@@ -96,15 +107,6 @@ class Place:
 
 
 @final
-@attrs.define(eq=False)
-class _Grant:
-    """A token that the broker accepted for an entity."""
-
-    expires: float
-    refresh: float
-
-
-@final
 class Wire:
     """One connection. Made by :meth:`open`.
 
@@ -124,8 +126,12 @@ class Wire:
         try:
             async with asyncio.timeout(place.connect_timeout):
                 await connection.open()
-        except BaseException:
+        except BaseException as error:
             await _abandon(connection)
+            reason = error.__cause__
+            if isinstance(error, AuthenticationException) and isinstance(reason, OSError):
+                # What the engine says of a WebSocket to a custom endpoint that cannot be reached.
+                raise reason from None
             raise
         # From here one task reads, and a frame is written in one piece: nothing is left to exclude.
         connection._transport.socket_lock = nullcontext()
@@ -137,8 +143,7 @@ class Wire:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._losers: dict[object, Callable[[BaseException], None]] = {}
-        self._grants: dict[str, _Grant] = {}
-        self._authorizing: dict[str, asyncio.Lock] = {}
+        self._rights = Rights(self._token, self._put_token)
         self._requests: dict[str, asyncio.Task[Requests]] = {}
         self._tasks = [
             asyncio.create_task(self._read(), name="wire reader"),
@@ -197,40 +202,32 @@ class Wire:
         Raises:
             Exception: The credential gives none, or the broker refuses it.
         """
-        lock = self._authorizing.setdefault(entity, asyncio.Lock())
-        async with lock:
-            grant = self._grants.get(entity)
-            if grant is None or time.time() >= grant.refresh:
-                await self._put_token(entity)
+        await self._rights.authorize(entity)
 
-    async def _put_token(self, entity: str) -> None:
-        place = self.place
-        audience = place.audience(entity)
-        credential = place.credential
+    def may_try_again(self, entity: str, error: BaseException) -> bool:
+        """Whether a refusal may be about a token that has ended by the broker's clock: a new one is shown then."""
+        return _is_unauthorized(error) and self._rights.doubt(entity)
+
+    async def _token(self, entity: str) -> tuple[str, float]:
+        credential = self.place.credential
         is_signature = getattr(credential, "token_type", None) == TOKEN_TYPE_SASTOKEN
-        async with asyncio.timeout(place.timeout):
-            token = await credential.get_token(audience if is_signature else JWT_TOKEN_SCOPE)
-        text = token.token.decode() if isinstance(token.token, bytes) else token.token
+        scope = self.place.audience(entity) if is_signature else JWT_TOKEN_SCOPE
+        async with asyncio.timeout(self.place.timeout):
+            given = await credential.get_token(scope)
+        # The SDK's signatures are bytes.
+        token = given.token.decode() if isinstance(given.token, bytes) else given.token
+        return token, float(given.expires_on)
+
+    async def _put_token(self, entity: str, token: str, expires_on: float) -> None:
         message = AmqpMessage(
-            value=text,
+            value=token,
             application_properties={
-                "name": audience,
-                "expiration": utc_from_timestamp(token.expires_on),
+                "name": self.place.audience(entity),
+                "expiration": utc_from_timestamp(expires_on),
             },
         )
         cbs = await self.requests("$cbs")
-        await cbs.call(CBS_PUT_TOKEN, message, place.timeout, kind=_TOKEN_TYPE)
-        now = time.time()
-        self._grants[entity] = _Grant(
-            token.expires_on, token.expires_on - 0.1 * max(0.0, token.expires_on - now)
-        )
-
-    async def _refresh_tokens(self) -> None:
-        for entity, grant in list(self._grants.items()):
-            if time.time() >= grant.refresh:
-                # Links live on until the old token expires, so there is time to try again.
-                with suppress(Exception):
-                    await self.authorize(entity)
+        await cbs.call(CBS_PUT_TOKEN, message, self.place.timeout, kind=_TOKEN_TYPE)
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -305,7 +302,6 @@ class Wire:
                         description=f"The peer was silent for {_IDLE:.0f} seconds.",
                     )
                 )
-            await self._refresh_tokens()
 
     def _fail(self, error: BaseException) -> None:
         if self.error is None:
@@ -326,6 +322,7 @@ class Wire:
         for opening in self._requests.values():
             opening.cancel()
         await asyncio.gather(*self._tasks, *self._requests.values(), return_exceptions=True)
+        await self._rights.aclose()
         await _abandon(self._connection)
 
 
@@ -356,8 +353,22 @@ def _connection(place: Place) -> Any:
 
 
 async def _abandon(connection: Any) -> None:
+    """Close a connection in whatever state; never fails."""
+    transport = connection._transport
+    await _attempt(connection.close)
+    await _attempt(transport.close)
+    # The engine forgets the HTTP client when its WebSocket was not opened.
+    session = getattr(transport, "session", None)
+    if session is not None:
+        await _attempt(session.close)
+
+
+async def _attempt(close: Callable[[], Awaitable[None]]) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(2.0):
-            await connection.close()
-    with suppress(Exception):
-        await connection._transport.close()
+        async with asyncio.timeout(_GOODBYE):
+            await close()
+
+
+def _is_unauthorized(error: BaseException) -> bool:
+    condition = getattr(error, "condition", None)
+    return condition in _UNAUTHORIZED or getattr(error, "status", None) == 401

@@ -7,20 +7,22 @@ In a trio program, or with :func:`emulator_in_thread` in any other::
         emulator.faults.detach(queue="orders")
 
 From the command line: ``python -m queue_runtime.testing.servicebus --port 5672 --queues a --session-queues b``.
-Needs python-qpid-proton, of the extra ``servicebus-emulator``, as soon as it is started; TLS needs cryptography.
+Needs python-qpid-proton and wsproto, of the extra ``servicebus-emulator``, as soon as it is started; TLS needs
+cryptography.
 
 What is there
     Queues with and without sessions, and their dead-letter sub-queues. Locks on messages and sessions with
     renewal; sessions by name and next available; session state; complete, abandon, defer, dead-letter, release;
     delivery counts, time to live, scheduling and cancelling, duplicate detection, batches, peeking, receiving by
-    number, settling several by their lock tokens, listing sessions; limits on sizes. Connections by plain AMQP
-    or TLS, with shared access signatures and tokens checked. On the same port over HTTP, or HTTPS, as the SDKs'
-    administration clients speak it: queues created, looked at, counted, changed, listed and deleted.
+    number, settling several by their lock tokens, listing sessions; limits on sizes. Connections by plain AMQP,
+    TLS or WebSockets, with shared access signatures, tokens and their rights checked, and links ended with their
+    tokens. On the same port over HTTP, or HTTPS, as the SDKs' administration clients speak it: queues created,
+    looked at, counted, changed, listed and deleted.
 
 What is not
-    Topics, subscriptions and rules; transactions; AMQP over WebSockets; partitions; forwarding; claims and roles,
-    but for the claim to manage; anything that outlives the process. Nothing is throttled unless a fault says so,
-    and faults are about AMQP only.
+    Topics, subscriptions and rules; transactions; partitions; forwarding; roles, in whose place tokens say what
+    they allow; anything that outlives the process. Nothing is throttled unless a fault says so, and faults are
+    about AMQP only.
 
 Where it may differ from Azure
     Its semantics come from the SDK's source, its traffic and the documentation; they were not compared with the
@@ -39,12 +41,13 @@ How it is built, from the bottom:
 * ``authority``: tokens; ``fault_book``, ``counters``: what is to go wrong, and what was seen;
 * ``links``, ``requests``, ``connection``: AMQP on python-qpid-proton's engine, bytes in and bytes out;
 * ``atom``, ``administration``, ``http``: the administration endpoint;
-* ``certificate``, ``server``, ``emulator``: the network, and what a test holds in its hands.
+* ``certificate``, ``websocket``, ``server``, ``emulator``: the network, and what a test holds in its hands.
 """
 
 from __future__ import annotations
 
 from .authority import AccessPolicy as AccessPolicy
+from .authority import Right as Right
 from .certificate import Certificate as Certificate
 from .counters import Statistics as Statistics
 from .emulator import Faults as Faults
@@ -64,6 +67,7 @@ __all__ = [
     "Operation",
     "QueueCounts",
     "QueueSettings",
+    "Right",
     "ServiceBusEmulator",
     "Statistics",
     "emulator_in_thread",

@@ -11,7 +11,7 @@ import attrs
 
 from ...errors import ValidationError
 from . import atom
-from .authority import Authority
+from .authority import Authority, Right
 from .namespace import Namespace
 from .queue import Queue
 from .refusals import Refused
@@ -90,10 +90,12 @@ class Administration:
         path = urllib.parse.unquote(parts.path).strip("/")
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
-            self._authority.check(token, f"https://any/{path}", self._namespace.timers.now())
+            allowed = self._authority.check(
+                token, f"https://any/{path}", self._namespace.timers.now()
+            )
         except Refused as refusal:
             return HttpAnswer(401, atom.error(401, refusal.description))
-        if token.startswith("SharedAccessSignature ") and not self._authority.policy.manages:
+        if Right.MANAGE not in allowed.rights:
             right = "EntityRead" if request.method == "GET" else "EntityWrite"
             detail = f"Manage,{right} claims required for this operation."
             return HttpAnswer(401, atom.error(401, detail))

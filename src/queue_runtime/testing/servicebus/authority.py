@@ -1,26 +1,42 @@
 """Who may do what: shared access signatures and tokens, as clients put them to ``$cbs``.
 
-One policy with one key may do everything, and tokens that :meth:`Authority.issue` made may as well. Signatures
-and expiry are checked for real; claims (Listen, Send, Manage) and roles are not.
+Signatures, expiry, audience and rights are checked for real. In Azure a token says who somebody is, and roles say
+elsewhere what that identity may do; here a token says it itself.
 """
 
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 import hmac
 import json
 import secrets
 import urllib.parse
-from typing import Any, final
+from collections.abc import Collection
+from typing import Any, Final, final
 
 import attrs
 
-from .refusals import Refused, unauthorized
+from .refusals import Refused, missing_right, unauthorized
 
-__all__ = ["AccessPolicy", "Authority", "Grants", "entity_path"]
+__all__ = ["ALL_RIGHTS", "AccessPolicy", "Authority", "Grants", "Right", "entity_path"]
 
-_SHARED_ACCESS = "SharedAccessSignature "
+_SHARED_ACCESS: Final = "SharedAccessSignature "
+_AUDIENCE: Final = "https://servicebus.azure.net"
+"""For what tokens of Entra are, in all namespaces and all clouds."""
+
+
+class Right(enum.Enum):
+    """What a shared access policy's claims, or an identity's roles, allow."""
+
+    LISTEN = "Listen"
+    SEND = "Send"
+    MANAGE = "Manage"
+
+
+ALL_RIGHTS: Final = frozenset(Right)
+"""What a policy or a token may do unless less is said."""
 
 
 @final
@@ -31,12 +47,21 @@ class AccessPolicy:
     Args:
         name: What a signature names.
         key: What it is made with.
-        manages: Has the claim Manage besides Send and Listen: queues can be administered with it.
+        rights: What it allows; queues can be administered with the right to manage.
     """
 
     name: str = "RootManageSharedAccessKey"
     key: str = attrs.field(factory=lambda: secrets.token_urlsafe(32), repr=False)
-    manages: bool = True
+    rights: frozenset[Right] = ALL_RIGHTS
+
+
+@final
+@attrs.frozen
+class _Pass:
+    """What a valid token allows, and until when."""
+
+    expires_at: float
+    rights: frozenset[Right]
 
 
 def entity_path(address: str | None) -> str:
@@ -67,29 +92,41 @@ class Authority:
         self.policy = policy
         self._secret = secrets.token_bytes(32)
 
-    def issue(self, expires_at: float) -> str:
-        """A JSON web token that is accepted until ``expires_at``, in seconds since 1970."""
-        parts = [{"alg": "HS256", "typ": "JWT"}, {"exp": int(expires_at)}]
+    def issue(
+        self,
+        expires_at: float,
+        *,
+        rights: Collection[Right] = ALL_RIGHTS,
+        audience: str = _AUDIENCE,
+    ) -> str:
+        """A JSON web token that is accepted until ``expires_at``, in seconds since 1970, if it is for Service Bus."""
+        claims = {
+            "aud": audience,
+            "exp": int(expires_at),
+            "rights": sorted(right.value for right in rights),
+            "jti": secrets.token_hex(8),  # no two are the same
+        }
+        parts = [{"alg": "HS256", "typ": "JWT"}, claims]
         text = ".".join(_unpadded(json.dumps(part).encode()) for part in parts)
         return f"{text}.{self._signature(text)}"
 
     def _signature(self, text: str) -> str:
         return _unpadded(hmac.new(self._secret, text.encode(), hashlib.sha256).digest())
 
-    def check(self, token: Any, audience: str, now: float) -> float:
-        """When a token expires that allows using ``audience``.
+    def check(self, token: Any, audience: str, now: float) -> _Pass:
+        """What a token allows with ``audience``, and until when.
 
         Raises:
-            Refused: It does not.
+            Refused: Nothing.
         """
         text = token.decode() if isinstance(token, bytes) else str(token)
         if text.startswith(_SHARED_ACCESS):
-            expires_at = self._check_signature(text, audience)
+            expires_at, rights = self._check_signature(text, audience), self.policy.rights
         else:
-            expires_at = self._check_web_token(text)
+            expires_at, rights = self._check_web_token(text)
         if expires_at <= now:
-            raise _refused(f"ExpiredToken: the token expired {now - expires_at:.0f} s ago.")
-        return expires_at
+            raise _refused(f"ExpiredToken: The token is expired, since {now - expires_at:.0f} s.")
+        return _Pass(expires_at, rights)
 
     def _check_signature(self, text: str, audience: str) -> float:
         fields = dict(urllib.parse.parse_qsl(text.removeprefix(_SHARED_ACCESS)))
@@ -110,13 +147,15 @@ class Authority:
             raise _refused("InvalidAudience: the token was signed for another resource.")
         return expires_at
 
-    def _check_web_token(self, text: str) -> float:
+    def _check_web_token(self, text: str) -> tuple[float, frozenset[Right]]:
         signed, _, signature = text.rpartition(".")
         expected = self._signature(signed)
         if not signed or not hmac.compare_digest(signature.encode(), expected.encode()):
             raise _refused("InvalidSignature: The token has an invalid signature.")
         claims = json.loads(base64.urlsafe_b64decode(signed.partition(".")[2] + "=="))
-        return float(claims["exp"])
+        if claims["aud"].rstrip("/") != _AUDIENCE:  # the SDK asks for one with a slash
+            raise _refused(f"InvalidAudience: the token is not for {_AUDIENCE}.")
+        return float(claims["exp"]), frozenset(map(Right, claims["rights"]))
 
 
 def _covers(granted: str, path: str) -> bool:
@@ -131,7 +170,7 @@ class Grants:
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
-        self._until: dict[str, float] = {}
+        self._passes: dict[str, _Pass] = {}
 
     def put(self, token: Any, audience: str, now: float) -> float:
         """Take in a token; return when it expires.
@@ -139,18 +178,21 @@ class Grants:
         Raises:
             Refused: It is not valid for the audience.
         """
-        expires_at = self._authority.check(token, audience, now)
-        self._until[entity_path(audience)] = expires_at
-        return expires_at
+        granted = self._authority.check(token, audience, now)
+        self._passes[entity_path(audience)] = granted
+        return granted.expires_at
 
-    def check(self, path: str, now: float) -> None:
+    def check(self, path: str, right: Right, now: float) -> None:
         """Refuse what no token allows.
 
         Raises:
-            Refused: None was put for this path, or it has expired.
+            Refused: None was put for this path, it has expired, or it does not give this right.
         """
-        untils = [until for granted, until in self._until.items() if _covers(granted, path)]
-        if not untils:
+        passes = [each for granted, each in self._passes.items() if _covers(granted, path)]
+        if not passes:
             raise unauthorized("Unauthorized access: put a token for the entity first.")
-        if max(untils) <= now:
+        valid = [each for each in passes if each.expires_at > now]
+        if not valid:
             raise unauthorized("ExpiredToken: the token for the entity has expired.")
+        if not any(right in each.rights for each in valid):
+            raise missing_right(right.value, path)

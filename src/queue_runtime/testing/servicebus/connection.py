@@ -10,14 +10,14 @@ from typing import Any, Final, final
 from proton import Collector, Event, ProtonException, Transport
 from proton import Connection as ProtonConnection
 
-from .authority import Authority, Grants, entity_path
+from .authority import Authority, Grants, Right, entity_path
 from .counters import Counters
 from .entities import Consumer
 from .fault_book import FaultBook, Operation
 from .frames import MessageFormats
 from .links import Inlet, Malformed, Node, Outlet, attempt, decoded, refuse_link
 from .namespace import Namespace
-from .refusals import Refused
+from .refusals import Refused, token_ended
 from .requests import CBS, MANAGEMENT, ReplyNode, RequestNode
 from .timers import Timer
 
@@ -236,7 +236,7 @@ class Connection:
             self._replies[link.session, path] = link
             return ReplyNode(link, path)
         self.faults.check(Operation.ATTACH, path)
-        self.authorize(path)
+        self.authorize(path, Right.LISTEN if link.is_sender else Right.SEND)
         queue = self.namespace.find(path)
         if not link.is_sender:
             return Inlet(self, link, path, queue)
@@ -336,19 +336,19 @@ class Connection:
             timers.cancel(previous)
         self._expiries[path] = timers.at(expires_at, self._end_unauthorized)
 
-    def authorize(self, path: str) -> None:
-        """Refuse a path that no token of the connection allows.
+    def authorize(self, path: str, right: Right) -> None:
+        """Refuse what no token of the connection allows.
 
         Raises:
             Refused: So.
         """
-        self._grants.check(path, self.namespace.timers.now())
+        self._grants.check(path, right, self.namespace.timers.now())
 
     def _end_unauthorized(self) -> None:
         for node in self.queue_links():
-            refusal = attempt(partial(self.authorize, node.path))
-            if refusal is not None:
-                self.end_link(node, refusal)
+            right = Right.LISTEN if isinstance(node, Outlet) else Right.SEND
+            if attempt(partial(self.authorize, node.path, right)) is not None:
+                self.end_link(node, token_ended(node.link.name, right.value, node.path))
 
     # What faults need
 

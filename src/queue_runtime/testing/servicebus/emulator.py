@@ -6,7 +6,7 @@ import concurrent.futures
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 import attrs
 import trio
 
-from .authority import AccessPolicy, Authority
+from .authority import ALL_RIGHTS, AccessPolicy, Authority, Right
 from .certificate import Certificate
 from .counters import Statistics
 from .entities import QueueCounts, QueueSettings
@@ -208,10 +208,20 @@ class ServiceBusEmulator:
             f"SharedAccessKey={self.policy.key}{plain}"
         )
 
-    def issue_token(self, lifetime: float = 3_600.0) -> str:
-        """A JSON web token that is accepted for so many seconds; for clients that sign in by credential."""
+    def issue_token(
+        self, lifetime: float = 3_600.0, rights: Collection[Right] = ALL_RIGHTS, **claims: str
+    ) -> str:
+        """A JSON web token that is accepted for so many seconds; for clients that sign in by credential.
+
+        Args:
+            lifetime: Seconds; whole ones count.
+            rights: What its bearer may do.
+            claims: ``audience``, if it is to be another than Service Bus.
+        """
         return self._home.call(
-            lambda: self._authority.issue(self._server.namespace.timers.now() + lifetime)
+            lambda: self._authority.issue(
+                self._server.namespace.timers.now() + lifetime, rights=rights, **claims
+            )
         )
 
     def create_queue(self, name: str, settings: QueueSettings | None = None) -> None:

@@ -13,11 +13,13 @@ __all__ = [
     "message_lock_lost",
     "message_not_found",
     "message_too_large",
+    "missing_right",
     "queue_full",
     "server_busy",
     "session_lock_lost",
     "session_locked",
     "session_missing",
+    "token_ended",
     "unauthorized",
     "wait_ended",
 ]
@@ -132,3 +134,22 @@ def server_busy() -> Refused:
 def unauthorized(description: str) -> Refused:
     """The token does not allow it, or there is none."""
     return Refused("amqp:unauthorized-access", description, 401)
+
+
+def missing_right(right: str, path: str) -> Refused:
+    """The token is good, but not for this."""
+    return unauthorized(
+        f"Unauthorized access. '{right}' claim(s) are required to perform this operation. Resource: 'sb://any/{path}'."
+    )
+
+
+def token_ended(link: str, right: str, path: str) -> Refused:
+    """The token under which a link was opened has expired; the words of Service Bus.
+
+    https://github.com/Azure/azure-sdk-for-python/issues/23487 shows them.
+    """
+    return Refused(
+        DETACH_FORCED,
+        f"The link '{link}' is force detached. Code: RenewToken. Details: "
+        f"{missing_right(right, path).description}.",
+    )

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from proton import UNDESCRIBED, Array, Data, Delivery, Message, int32, symbol, timestamp
 
+from .authority import Right
 from .codec import decode_transfer, encode_stored
 from .entities import Consumer, Outcome
 from .fault_book import Operation
@@ -48,8 +49,8 @@ class RequestHost(Host, Protocol):
             Refused: It is not valid.
         """
 
-    def authorize(self, path: str) -> None:
-        """Refuse a path that no token of the connection allows.
+    def authorize(self, path: str, right: Right) -> None:
+        """Refuse what no token of the connection allows.
 
         Raises:
             Refused: So.
@@ -139,9 +140,9 @@ class RequestNode(Node):
 
     def _manage(self, properties: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[int, Any]:
         path = self.path[: -len(MANAGEMENT)]
-        self._host.authorize(path)
-        queue = self._host.namespace.find(path)
         name = str(properties.get("operation", "")).rpartition(":")[2]
+        self._host.authorize(path, Right.SEND if name in _OF_SENDERS else Right.LISTEN)
+        queue = self._host.namespace.find(path)
         self._host.counters.requests[name] += 1
         perform = _OPERATIONS.get(name)
         if perform is None:
@@ -273,3 +274,6 @@ _OPERATIONS: Final[Mapping[str, _Perform]] = {
     "set-session-state": _set_state,
     "update-disposition": _settle,
 }
+
+_OF_SENDERS: Final = frozenset({"cancel-scheduled-message", "schedule-message"})
+"""Operations that need the right to send; all others need that to listen."""

@@ -18,6 +18,7 @@ from .fault_book import FaultBook
 from .http import is_http, serve_http
 from .namespace import Namespace
 from .refusals import entity_deleted
+from .websocket import WebSocketStream, is_upgrade
 
 __all__ = ["Server"]
 
@@ -127,7 +128,9 @@ class Server:
             first = b""
             with trio.move_on_after(_PATIENCE):
                 first = bytes(await stream.receive_some(_CHUNK))
-            if is_http(first):
+            if is_upgrade(first):
+                await self._serve_websocket(tcp, stream, first)
+            elif is_http(first):
                 self.counters.http_connections += 1
                 await serve_http(stream, first, self._administration.answer)
             elif first:
@@ -138,6 +141,14 @@ class Server:
             _logger.exception("a connection to the emulator ended by an error of the emulator's")
         finally:
             await trio.aclose_forcefully(tcp)
+
+    async def _serve_websocket(
+        self, tcp: trio.SocketStream, below: trio.abc.Stream, first: bytes
+    ) -> None:
+        stream = await WebSocketStream.accept(below, first)
+        if stream is not None and (amqp := await stream.receive_some(_CHUNK)):
+            await self._serve_amqp(tcp, stream, amqp)
+            await stream.aclose()
 
     async def _serve_amqp(
         self, tcp: trio.SocketStream, stream: trio.abc.Stream, first: bytes
