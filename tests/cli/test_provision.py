@@ -1,4 +1,4 @@
-"""``provision`` where there is nothing to do; what it does on SQS is tested with that provider."""
+"""``provision`` where there is nothing to do; what it does on SQS and on Service Bus is tested with those providers."""
 
 from __future__ import annotations
 

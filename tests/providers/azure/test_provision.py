@@ -212,6 +212,18 @@ async def test_several_at_once_make_one(plain: EmulatorProcess, name: QueueName)
     assert (len(made), len(kept)) == (1, 15)
 
 
+async def test_deleted_and_created_anew(plain: EmulatorProcess, name: QueueName) -> None:
+    async with administrating(AzureConfig(**ways(plain))) as run:
+        for requires_session in (True, False):
+            assert await run(
+                lambda each, has=requires_session: each.create(name, requires_session=has)
+            )
+            assert await run(lambda each: each.create(name)) is None
+            await run(lambda each: each.delete(name))
+            assert await run(lambda each: each.find(name)) is None
+        await run(lambda each: each.delete(name))
+
+
 # --- keeping ---------------------------------------------------------------------------------------
 
 
@@ -492,6 +504,33 @@ async def test_nobody_is_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and not listened on
         await refused(at(taken.getsockname()[1]), ConnectionFailed, "administration_endpoint")
+
+
+async def test_a_proxy_leads_to_the_namespace_and_not_to_what_stands_in_its_place(
+    plain: EmulatorProcess, name: QueueName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.create_queue(name)
+    asked: list[bytes] = []
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive_some(65_536))
+            await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+        for variable in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(variable, raising=False)
+        async with connected(AzureConfig(**ways(plain))) as provider:
+            assert (await provider.stats(name)).depth == 0
+        assert asked == []
+        text = "Endpoint=sb://orders.servicebus.windows.net;SharedAccessKeyName=a;SharedAccessKey=abcdefgh"
+        await refused(AzureConfig(connection_string=Secret(text)), ConnectionFailed, "403")
+        nursery.cancel_scope.cancel()
+    assert all(line.startswith(b"CONNECT orders.servicebus.windows.net:443 ") for line in asked)
+    assert len(asked) == 2
 
 
 async def test_somebody_is_there_and_silent() -> None:

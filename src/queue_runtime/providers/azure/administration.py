@@ -82,7 +82,7 @@ class Administration:
         return created
 
     async def delete(self, entity: str) -> None:
-        """Delete a queue with all that is in it, if there is one of that name.
+        """Delete a queue with all that is in it; without effect if there is none.
 
         Raises:
             QueueError: As :meth:`find`.
@@ -189,11 +189,7 @@ class _Envelope(SansIOHTTPPolicy[Any, Any]):
             token = await self._credential.get_token(
                 f"https://{self._namespace}{unquote(parts.path)}"
             )
-            sent.headers["Authorization"] = _text(token.token)
+            sent.headers["Authorization"] = token.token
         else:
             token = await self._credential.get_token(JWT_TOKEN_SCOPE)
             sent.headers["Authorization"] = f"Bearer {token.token}"
-
-
-def _text(token: str | bytes) -> str:
-    return token.decode() if isinstance(token, bytes) else token

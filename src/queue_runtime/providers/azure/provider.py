@@ -88,6 +88,7 @@ class AzureProvider(Provider):
             deduplication=config.deduplication,
             peek=True,
             purge=True,
+            # What Service Bus can be asked; whether the credential may is found out by asking.
             stats=True,
             dead_letters=True,
             provisioning=True,

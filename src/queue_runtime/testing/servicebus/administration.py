@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final, final
 from xml.etree import ElementTree as ET
 
@@ -21,16 +22,6 @@ __all__ = ["Administration", "HttpAnswer", "HttpRequest"]
 _QUEUES: Final = "$resources/queues"
 _PAGE: Final = 100
 """Entries of a list when the client does not say how many; also the most."""
-
-_REASONS: Final = {
-    200: "OK",
-    201: "Created",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    409: "Conflict",
-    501: "Not Implemented",
-}
 
 
 @final
@@ -55,7 +46,7 @@ class HttpAnswer:
     @property
     def reason(self) -> str:
         """The status in words."""
-        return _REASONS[self.status]
+        return HTTPStatus(self.status).phrase
 
 
 @final
