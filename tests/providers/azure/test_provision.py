@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -109,12 +110,12 @@ async def provision(emulator: EmulatorProcess, queue: QueueName, **options: Any)
 
 @asynccontextmanager
 async def administrating(
-    config: AzureConfig,
+    config: AzureConfig, credential: SignedIn | None = None
 ) -> AsyncIterator[Callable[[Callable[[Administration], Awaitable[Any]]], Awaitable[Any]]]:
     """Something that runs a function with an ``Administration`` on a bridge's loop."""
     bridge = await AsyncioBridge.open("test-administration")
     try:
-        api = await bridge.run(AzureApi.open, config)
+        api = await bridge.run(AzureApi.open, config, credential)
         administration = Administration(api)
 
         async def run(function: Callable[[Administration], Awaitable[Any]]) -> Any:
@@ -357,41 +358,43 @@ async def test_waiting_until_a_queue_is_empty(plain: EmulatorProcess, name: Queu
 
 @attrs.frozen
 class SignedIn:
-    """As much of a namespace as the administration needs, for a credential that gives the emulator's tokens."""
+    """What azure-identity's credentials are to the provider; the token's own end is what counts at the broker."""
 
-    config: AzureConfig
     token: str
-
-    @property
-    def credential(self) -> SignedIn:
-        return self
 
     async def get_token(self, *scopes: str) -> AccessToken:
         assert scopes == ("https://servicebus.azure.net//.default",)
-        return AccessToken(self.token, 0)
+        return AccessToken(self.token, int(time.time()) + 3_600)
 
 
-async def test_tokens_of_an_identity(over_tls: EmulatorProcess, name: QueueName) -> None:
+@pytest.mark.parametrize(
+    ("lifetime", "options", "error", "words"),
+    [
+        (60.0, {}, None, ""),
+        (-60.0, {}, AuthenticationFailed, "ExpiredToken.*renew the token"),
+        (60.0, {"rights": ["Listen"]}, PermissionDenied, "EntityRead claims required.*Data Owner"),
+        (60.0, {"audience": "https://other"}, AuthenticationFailed, "InvalidAudience"),
+    ],
+)
+async def test_tokens_of_an_identity(
+    over_tls: EmulatorProcess,
+    name: QueueName,
+    lifetime: float,
+    options: dict[str, Any],
+    error: type[Exception] | None,
+    words: str,
+) -> None:
     over_tls.create_queue(name, requires_session=True)
     given = ways(over_tls)
     del given["connection_string"]
-    config = AzureConfig(namespace="orders", **given)
-    bridge = await AsyncioBridge.open("test-tokens")
-    try:
-        for lifetime in (60.0, -60.0):
-            place: Any = SignedIn(config, over_tls.issue_token(lifetime))
-            administration = Administration(place)
-            try:
-                if lifetime > 0:
-                    assert (await bridge.run(administration.stats, name)).depth == 0
-                else:
-                    with pytest.raises(AuthenticationFailed, match="ExpiredToken") as caught:
-                        await bridge.run(administration.stats, name)
-                    assert place.token not in str(caught.value)
-            finally:
-                await bridge.run(administration.aclose)
-    finally:
-        await bridge.aclose()
+    credential = SignedIn(over_tls.issue_token(lifetime, **options))
+    async with administrating(AzureConfig(namespace="orders", **given), credential) as run:
+        if error is None:
+            assert (await run(lambda each: each.stats(name))).depth == 0
+        else:
+            with pytest.raises(error, match=words) as caught:
+                await run(lambda each: each.stats(name))
+            assert credential.token not in str(caught.value)
 
 
 # --- what goes wrong -------------------------------------------------------------------------------
