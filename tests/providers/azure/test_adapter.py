@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 from uuid import uuid4
@@ -17,7 +18,7 @@ from uuid import uuid4
 import pytest
 import trio
 
-from queue_runtime.abc import Receiver, ReceiverOptions
+from queue_runtime.abc import Lease, Receiver, ReceiverOptions
 from queue_runtime.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -185,6 +186,64 @@ async def test_a_detached_session_is_lost_by_event_and_comes_again(
         [again] = await take(receiver, 1)
         assert again.lease is not first.lease
         assert await complete(receiver, [again]) == [None]
+
+
+@pytest.mark.parametrize("accepted", [False, True], ids=["receive", "accept"])
+async def test_a_session_lost_on_its_way_to_the_receiver_is_overtaken_by_nobody(
+    emulator: EmulatorProcess, accepted: bool
+) -> None:
+    """Its link goes after its messages were handed over by the loop's thread, and before trio's thread got them.
+
+    Here trio's thread stands still in between, so that both lie in wait for it, in that order.
+    """
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator, acceptors=1) as provider:
+        sender = await provider.open_sender(queue)
+        options = ReceiverOptions(auto_accept=not accepted)
+        receiver = await provider.open_receiver(queue, options)
+        due = datetime.now(UTC) + timedelta(seconds=1.0)
+        await sender.send(
+            [Message(body, session_id=SESSION, scheduled_at=due) for body in (b"1", b"2")]
+        )
+        quiet = emulator.statistics()["open_links"]
+        first: list[Delivery] = []
+        leases: list[Lease | None] = []
+
+        async def get() -> None:
+            if accepted:
+                leases.append(await receiver.accept(None, 5.0))
+            else:
+                first.extend(await receiver.receive(2, 5.0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get)
+            with trio.fail_after(5.0):
+                while emulator.statistics()["open_links"] < quiet + 1:
+                    await trio.lowlevel.checkpoint()
+            # No checkpoint from here on: what the loop's thread hands over waits for trio's.
+            handed_over = provider._bridge._to_trio
+            give_up_at = time.monotonic() + 5.0
+            while not handed_over._work:  # the call's result
+                assert time.monotonic() < give_up_at
+                time.sleep(0)
+            assert emulator.fault("detach", queue=str(queue), session_id="session") == 1
+            while len(handed_over._work) < 2:  # the loss
+                assert time.monotonic() < give_up_at
+                time.sleep(0)
+        if accepted:
+            [lease] = leases
+            assert lease is not None
+            assert isinstance(lease.lost, LockLost)
+            with trio.fail_after(5.0):
+                again = await receiver.accept(SESSION, 5.0)
+            assert again is not None
+            assert again.token > lease.token
+        rest = await take(receiver, 2 - len(first))
+        # What a dead lease brought would be handled beside what the new one brings.
+        assert len({delivery.lease for delivery in (*first, *rest)}) == 1
+        assert [delivery.body for delivery in (*first, *rest)] == [b"1", b"2"]
+        assert await complete(receiver, [*first, *rest]) == [None, None]
+        assert emulator.counts(queue)["active"] == 0
 
 
 async def test_a_stolen_session_settles_nothing(emulator: EmulatorProcess) -> None:
