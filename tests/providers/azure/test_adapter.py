@@ -8,7 +8,7 @@ import hmac
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -87,6 +87,14 @@ async def take(receiver: Receiver, count: int, within: float = 5.0) -> list[Deli
         while len(taken) < count:
             taken += await receiver.receive(count - len(taken), within)
     return taken
+
+
+def stand_still_until(done: Callable[[], bool], within: float = 5.0) -> None:
+    """Keep trio's thread waiting, so that nothing happens in it meanwhile."""
+    give_up_at = time.monotonic() + within
+    while not done():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.001)
 
 
 async def complete(receiver: Receiver, deliveries: list[Delivery]) -> list[QueueError | None]:
@@ -222,14 +230,9 @@ async def test_a_session_lost_on_its_way_to_the_receiver_is_overtaken_by_nobody(
                     await trio.lowlevel.checkpoint()
             # No checkpoint from here on: what the loop's thread hands over waits for trio's.
             handed_over = provider._bridge._to_trio
-            give_up_at = time.monotonic() + 5.0
-            while not handed_over._work:  # the call's result
-                assert time.monotonic() < give_up_at
-                time.sleep(0)
+            stand_still_until(lambda: len(handed_over._work) == 1)  # the call's result
             assert emulator.fault("detach", queue=str(queue), session_id="session") == 1
-            while len(handed_over._work) < 2:  # the loss
-                assert time.monotonic() < give_up_at
-                time.sleep(0)
+            stand_still_until(lambda: len(handed_over._work) == 2)  # the loss
         if accepted:
             [lease] = leases
             assert lease is not None

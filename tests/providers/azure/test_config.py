@@ -16,7 +16,10 @@ from queue_runtime.errors import ConfigurationError, ValidationError
 from queue_runtime.messages import QueueName
 from queue_runtime.providers import resolve_provider
 from queue_runtime.providers.azure import FACTORY, AzureConfig, AzureFactory
-from queue_runtime.providers.azure.config import ConnectionString, parse_connection_string
+from queue_runtime.providers.azure.connection_string import (
+    ConnectionString,
+    parse_connection_string,
+)
 from queue_runtime.secret import Secret
 
 from ...fresh_python import run_python

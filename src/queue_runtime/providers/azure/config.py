@@ -1,12 +1,11 @@
-"""What an ``azure://`` URL and a connection string say, as frozen values; queue names as Service Bus takes them."""
+"""What an ``azure://`` URL says, as a frozen value; queue names as Service Bus takes them."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import attrs
 
@@ -26,6 +25,7 @@ from ..option_checks import (
     some_text,
     whole,
 )
+from .connection_string import HOST, LABEL, QUEUE, ConnectionString, parse_connection_string
 
 __all__ = [
     "DOMAIN",
@@ -35,9 +35,7 @@ __all__ = [
     "STANDARD_MESSAGE_BYTES",
     "AuthMode",
     "AzureConfig",
-    "ConnectionString",
     "azure_config_from_url",
-    "parse_connection_string",
 ]
 
 AuthMode: TypeAlias = Literal["connection_string", "default", "managed_identity", "client_secret"]
@@ -64,155 +62,9 @@ EMULATOR_ADMINISTRATION_PORT: Final = 5_300
 https://github.com/Azure/azure-service-bus-emulator-installer#choosing-the-right-connection-string
 """
 
-_PARTS: Final = {
-    name.lower(): name
-    for name in (
-        "Endpoint",
-        "SharedAccessKeyName",
-        "SharedAccessKey",
-        "SharedAccessSignature",
-        "EntityPath",
-        "UseDevelopmentEmulator",
-    )
-}
-_IGNORED_PARTS: Final = {"transporttype", "operationtimeout", "runtimeport", "managementport"}
-"""What older SDKs for .NET read; nothing here depends on them."""
-
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
-_AUTHORITY: Final = re.compile(rf"(?:https://)?{_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?/?")
-_QUEUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
+_AUTHORITY: Final = re.compile(rf"(?:https://)?{LABEL}(?:\.{LABEL})*(?::[0-9]{{1,5}})?/?")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")  # as azure-identity checks it
-
-# --- connection strings --------------------------------------------------------------------------------
-
-
-@final
-@attrs.frozen(kw_only=True)
-class ConnectionString:
-    """What a connection string says.
-
-    Args:
-        host: Of the namespace, in lower case.
-        port: Given for the emulator only.
-        key_name: Name of the shared access policy.
-        key: Its key.
-        signature: A signature made with a key, in its place.
-        queue: The only queue it is good for.
-        emulator: Plain AMQP without TLS, as Microsoft's emulator speaks it.
-    """
-
-    host: str
-    port: int | None = None
-    key_name: str | None = None
-    key: Secret | None = None
-    signature: Secret | None = None
-    queue: str | None = None
-    emulator: bool = False
-
-
-def parse_connection_string(text: str) -> ConnectionString:
-    """Take apart ``Endpoint=sb://host/;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]``.
-
-    Raises:
-        ValidationError: With everything that is wrong, by the names of its parts. No value is shown, and no name
-            that is not a part's: either may be the key, cut off or pasted alone.
-    """
-    parts, problems = _split(text)
-    endpoint = _endpoint(parts.get("Endpoint"), problems)
-    emulator = parts.get("UseDevelopmentEmulator", "false")
-    if emulator not in ("true", "false", ""):
-        # The SDK takes any other spelling for false, and would then ask the emulator for TLS.
-        problems.append("UseDevelopmentEmulator must be true or false, in small letters")
-    elif endpoint is not None and emulator == "false" and endpoint[1] is not None:
-        problems.append(
-            "Endpoint has a port, which only an emulator's may have: "
-            "add UseDevelopmentEmulator=true, or give custom_endpoint=sb://host:port beside it"
-        )
-    _check_credentials(parts, problems)
-    queue = parts.get("EntityPath")
-    if queue and not _QUEUE.fullmatch(queue):
-        problems.append("EntityPath is no name that a queue can have")
-    if problems or endpoint is None:
-        raise ValidationError(f"connection_string: {'; '.join(problems)}")
-    key, signature = parts.get("SharedAccessKey"), parts.get("SharedAccessSignature")
-    return ConnectionString(
-        host=endpoint[0],
-        port=endpoint[1],
-        key_name=parts.get("SharedAccessKeyName"),
-        key=None if key is None else Secret(key),
-        signature=None if signature is None else Secret(signature),
-        queue=queue,
-        emulator=emulator == "true",
-    )
-
-
-def _split(text: str) -> tuple[dict[str, str], list[str]]:
-    parts: dict[str, str] = {}
-    problems: list[str] = []
-    for number, pair in enumerate(filter(None, text.strip().split(";")), 1):
-        given, equals, value = pair.partition("=")
-        given = given.strip()
-        name = _PARTS.get(given.lower())
-        if not equals:
-            problems.append(f"part {number} is not name=value")
-        elif name is None:
-            if given.lower() not in _IGNORED_PARTS:
-                near = difflib.get_close_matches(given.lower(), _PARTS, n=1, cutoff=0.75)
-                problems.append(
-                    f"part {number} has an unknown name"
-                    + (f", did you mean {_PARTS[near[0]]}?" if near else "")
-                )
-        elif name in parts:
-            problems.append(f"{name} is given more than once")
-        else:
-            parts[name] = value.strip()
-            if not parts[name]:
-                problems.append(f"{name} is empty")
-    return parts, problems
-
-
-def _endpoint(value: str | None, problems: list[str]) -> tuple[str, int | None] | None:
-    if value is None:
-        problems.append("Endpoint is missing: sb://<namespace>.servicebus.windows.net/")
-        return None
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        parts, port = SplitResult("", "", "", "", ""), None
-    host = parts.hostname or ""
-    extra = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
-    if parts.scheme != "sb" or extra or not (_HOST.fullmatch(host) or host == "::1"):
-        if value:  # an empty one was named already
-            problems.append("Endpoint must be sb://<namespace>.servicebus.windows.net/")
-        return None
-    return host.lower(), port
-
-
-def _check_credentials(parts: dict[str, str], problems: list[str]) -> None:
-    name, key, signature = (
-        part in parts
-        for part in ("SharedAccessKeyName", "SharedAccessKey", "SharedAccessSignature")
-    )
-    if key and signature:
-        problems.append("SharedAccessKey and SharedAccessSignature are both given: keep one")
-    elif name and not key and not signature:
-        problems.append("SharedAccessKey is missing, which belongs to SharedAccessKeyName")
-    elif key and not name:
-        problems.append("SharedAccessKeyName is missing, which belongs to SharedAccessKey")
-    elif not key and not signature:
-        problems.append("SharedAccessKeyName and SharedAccessKey are missing")
-    token = parts.get("SharedAccessSignature", "")
-    if token and not (
-        token.startswith("SharedAccessSignature ")
-        and all(f"{field}=" in token for field in ("sr", "sig", "se"))
-    ):
-        problems.append(
-            "SharedAccessSignature must be 'SharedAccessSignature sr=…&sig=…&se=…&skn=…'"
-        )
-
 
 # --- checks --------------------------------------------------------------------------------------------
 
@@ -242,7 +94,7 @@ def _endpoint_of(*schemes: str) -> Validator:
             raise ValidationError(expected) from None
         if (
             parts.scheme not in schemes
-            or not (_HOST.fullmatch(parts.hostname or "") or parts.hostname == "::1")
+            or not (HOST.fullmatch(parts.hostname or "") or parts.hostname == "::1")
             or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
         ):
             raise ValidationError(expected)
@@ -326,12 +178,12 @@ class AzureConfig:
     connection_string: Secret | None = attrs.field(default=None, validator=_check_connection_string)
     namespace: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.host),
-        validator=matching(_HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
+        validator=matching(HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
     )
     queue: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.queue),
         validator=matching(
-            _QUEUE,
+            QUEUE,
             "1 to 260 of A-Z a-z 0-9 . _ / -, of which a letter or a digit is first and last",
         ),
     )
@@ -480,7 +332,7 @@ class AzureConfig:
             ConfigurationError: The configuration names another queue as the only one.
         """
         name = str(queue)
-        if not _QUEUE.fullmatch(name):
+        if not QUEUE.fullmatch(name):
             raise ValidationError(
                 f"queue name {shown(name)} must end in a letter or a digit for Service Bus"
             )
@@ -511,7 +363,7 @@ def azure_config_from_url(url: str) -> AzureConfig:
             "give connection_string, or tenant_id, client_id and client_secret, as options"
         )
     namespace, queue = unquote(parts.netloc), unquote(parts.path).strip("/")
-    if namespace and not _HOST.fullmatch(namespace):
+    if namespace and not HOST.fullmatch(namespace):
         raise ConfigurationError(
             f"azure URL names {shown(namespace)} where a namespace belongs: write azure://namespace/queue; "
             "an emulator's address stands in a connection_string, a gateway's in custom_endpoint"
