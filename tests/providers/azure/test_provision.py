@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -40,7 +40,15 @@ from queue_runtime.errors import (
     QueueNotFound,
     ValidationError,
 )
-from queue_runtime.messages import Delivery, Message, QueueName, QueueStats, SessionId
+from queue_runtime.messages import (
+    Delivery,
+    Message,
+    QueueName,
+    QueueStats,
+    SessionId,
+    Settlement,
+    SettlementAction,
+)
 from queue_runtime.providers.asyncio_bridge import AsyncioBridge
 from queue_runtime.providers.azure import FACTORY, AzureConfig
 from queue_runtime.providers.azure.administration import Administration
@@ -223,6 +231,32 @@ async def test_deleted_and_created_anew(plain: EmulatorProcess, name: QueueName)
             await run(lambda each: each.delete(name))
             assert await run(lambda each: each.find(name)) is None
         await run(lambda each: each.delete(name))
+
+
+async def test_who_uses_a_queue_hears_that_it_was_deleted(
+    plain: EmulatorProcess, name: QueueName
+) -> None:
+    config = AzureConfig(**ways(plain))
+    async with connected(config) as provider, administrating(config) as run:
+        await provider.provision(name)
+        sender = await provider.open_sender(name)
+        receiver = await provider.open_receiver(name, ReceiverOptions())
+        message = Message(body=b"1", session_id=SessionId("s"))
+        await sender.send([message])
+        [delivery] = await receiver.receive(1, 10.0)
+
+        await run(lambda each: each.delete(name))
+
+        [settled] = await receiver.settle([Settlement(delivery, SettlementAction.COMPLETE)])
+        assert settled is not None
+        with pytest.raises(QueueNotFound, match=name):
+            while True:  # what was asked for before ends as a lost link
+                with suppress(ConnectionFailed):
+                    await receiver.receive(1, 10.0)
+        with pytest.raises(QueueNotFound, match=name):
+            await sender.send([message])
+        await receiver.aclose()
+        await sender.aclose()
 
 
 # --- keeping ---------------------------------------------------------------------------------------
