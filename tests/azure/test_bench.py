@@ -26,6 +26,8 @@ SMALL = Scale(
     cold_sessions=5,
     rounds=1,
     cancellations=3,
+    switches=30,
+    openings=2,
 )
 
 
@@ -78,6 +80,44 @@ def test_latency(emulator: EmulatorProcess) -> None:
     report = run("latency", emulator)
 
     assert [row.unit for row in report.rows] == ["ms"] * 3
+
+
+def figure(report: Report, what: str) -> float:
+    return next(row.value for row in report.rows if row.what == what)
+
+
+def test_switching_stands_beside_the_sdks_session_receivers(emulator: EmulatorProcess) -> None:
+    report = run("switching", emulator, options="&acceptors=2")
+
+    [judged] = [row for row in report.rows if row.ratio is not None]
+    beside = "30 times the raw SDK's, by 2 acceptors"
+    assert (judged.what, judged.beside) == ("30 sessions of one message", beside)
+    one = figure(report, "raw SDK: open, read and close one session receiver")
+    assert figure(report, beside) == pytest.approx(one / 1_000 * 30 / 2)
+    assert judged.ratio == pytest.approx(judged.value / figure(report, beside))
+    assert figure(report, "connections the runtime opened in all") < 10
+
+
+def test_without_sessions_there_is_no_switching(emulator: EmulatorProcess) -> None:
+    assert run("switching", emulator, options="&sessions=false").rows == ()
+
+
+@pytest.mark.parametrize("options", ["", "&sessions=false"], ids=["sessions", "plain"])
+def test_waiting_calls_can_be_cancelled(emulator: EmulatorProcess, options: str) -> None:
+    report = run("waiting", emulator, options=options)
+
+    aims = {row.what: row.aim for row in report.rows if row.aim}
+    calls = ["a receive"] if options else ["a receive", "an accept"]
+    assert aims == {f"cancelling {call}, longest": "at most 250" for call in calls}
+
+
+def test_sending_message_by_message(emulator: EmulatorProcess) -> None:
+    report = run("sending", emulator, options="&sessions=false")
+
+    assert {row.what: row.beside for row in report.rows if row.ratio is not None} == {
+        "send one by one, one task": "raw SDK: send one by one, one task",
+        "send one by one, 4 tasks": "raw SDK: send one by one, 4 tasks",
+    }
 
 
 def test_every_queue_is_removed_again(emulator: EmulatorProcess) -> None:

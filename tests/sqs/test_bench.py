@@ -25,6 +25,7 @@ SMALL = Scale(
     cold_sessions=5,
     rounds=1,
     cancellations=3,
+    switches=30,
 )
 
 
@@ -76,6 +77,21 @@ def test_waiting_costs_a_call_per_long_poll(emulator: Emulator) -> None:
 
     assert 0 < figure(report, "calls in 1 s, idle") < 3
     assert figure(report, "cancelling a receive, longest") < 1_000
+
+
+def test_sending_stands_beside_the_sdk_alone(emulator: Emulator) -> None:
+    report = run("sending", emulator)
+
+    assert {row.what: row.beside for row in report.rows if row.ratio is not None} == {
+        "send one by one, one task": "raw SDK: send one by one, one task",
+        "send one by one, 8 tasks": "raw SDK: send one by one, 8 tasks",
+    }
+
+
+def test_switching_stands_alone(emulator: Emulator) -> None:
+    report = run("switching", emulator)
+
+    assert [row.what for row in report.rows] == ["30 sessions of one message"]
 
 
 def test_latency(emulator: Emulator) -> None:

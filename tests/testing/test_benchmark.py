@@ -8,7 +8,13 @@ from queue_runtime.testing.benchmark import SCENARIOS, Scale, Workload, run_scen
 from queue_runtime.testing.benchmark.runtime import percentile
 
 SMALL = Scale(
-    rate=200.0, duration=0.2, depth=2_000, idle_sessions=50, hot_messages=200, cold_sessions=10
+    rate=200.0,
+    duration=0.2,
+    depth=2_000,
+    idle_sessions=50,
+    hot_messages=200,
+    cold_sessions=10,
+    switches=50,
 )
 
 

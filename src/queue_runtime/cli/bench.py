@@ -21,7 +21,13 @@ __all__ = ["bench"]
 
 _USUAL: Final = ("throughput", "latency")
 _SHORT: Final = Scale(
-    duration=2.0, depth=50_000, idle_sessions=2_000, hot_messages=10_000, cold_sessions=200
+    duration=2.0,
+    depth=50_000,
+    idle_sessions=2_000,
+    hot_messages=10_000,
+    cold_sessions=200,
+    switches=200,
+    openings=5,
 )
 
 
@@ -32,15 +38,19 @@ Examples:
   queue-runtime bench --url sqlite:///bench.db --messages 10000 --sessions 50 --size 4096
   queue-runtime bench --scenario all --json
   queue-runtime bench --url sqs://eu-central-1 --provision --messages 5000 --rounds 3
+  queue-runtime bench --url azure:// --messages 10000 --sessions 200 --rounds 3
+  queue-runtime bench --url "azure://?sessions=false" --scenario throughput --scenario sending
 
 \b
 Scenarios:
-  throughput  publish and drain, beside programs that do the same work; for SQS, its SDK alone
+  throughput  publish and drain, beside programs that do the same work; for SQS and Service Bus, the SDK alone
   latency     from when a message was due to be sent until its handler starts, at a fixed rate
   depth       cost per message at depth 1,000 and at --depth
   idle        busy sessions alone, and beside idle ones that hold their lock
   hot         latency of cold sessions, without and beside one hot session
-  waiting     requests of an idle queue, and how fast a receive can be cancelled
+  waiting     requests of an idle queue, and how fast calls that wait can be cancelled
+  sending     message by message, from one task and from several
+  switching   sessions of one message each; for Service Bus, beside the SDK's session receivers
 
 Only ratios mean something: the figures of one run stand beside each other, those of two runs do not.
 """
@@ -74,7 +84,7 @@ Only ratios mean something: the figures of one run stand beside each other, thos
     "--provision", "may_create", is_flag=True,
     help="Create queues in a cloud account and delete them afterwards; on this machine that needs no leave.",
 )  # fmt: skip
-@click.option("--short", is_flag=True, help="Smaller numbers for depth, idle, hot and latency.")
+@click.option("--short", is_flag=True, help="Smaller numbers for all but throughput and sending.")
 @click.option("--json", "as_json", is_flag=True, help="Output for machines.")
 def bench(
     *,

@@ -67,6 +67,10 @@ class RawBroker(Protocol):
         """Delete queues with all that was provisioned with them."""
         ...
 
+    def connections(self, provider: Provider) -> int:
+        """How many connections the runtime's provider has opened so far; 0 where nobody counts."""
+        ...
+
     def calls(self, provider: Provider) -> Mapping[str, int]:
         """How many requests the runtime's provider has sent so far, by operation; nothing where nobody counts."""
         ...

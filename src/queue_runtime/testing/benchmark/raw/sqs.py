@@ -120,6 +120,10 @@ class SqsRaw:
             ):
                 await self._bridge.run(self._delete_queue, wire_name)
 
+    def connections(self, provider: Provider) -> int:
+        """See :class:`..RawBroker`."""
+        return 0
+
     def calls(self, provider: Provider) -> Mapping[str, int]:
         """See :class:`..RawBroker`."""
         found: Mapping[str, int] = provider.calls  # type: ignore[attr-defined]  # of SqsProvider

@@ -14,6 +14,8 @@ from .latency import hot, latency
 from .report import Report as Report
 from .report import Row as Row
 from .report import Scale as Scale
+from .sending import sending
+from .switching import switching
 from .throughput import throughput
 from .waiting import waiting
 
@@ -27,6 +29,8 @@ SCENARIOS: Final[Mapping[str, Callable[[Place, Workload, Scale], Awaitable[Repor
     "idle": idle,
     "hot": hot,
     "waiting": waiting,
+    "sending": sending,
+    "switching": switching,
 }
 """Every scenario by its name."""
 

@@ -24,7 +24,9 @@ class Scale:
         hot_messages: Messages of the one hot session.
         cold_sessions: Sessions beside it.
         rounds: How often programs that stand beside each other take turns; the median counts.
-        cancellations: Receive calls that are cancelled.
+        cancellations: Receive calls that are cancelled, and calls for a session.
+        switches: Sessions of one message that are gone through.
+        openings: Receivers of one session that the SDK opens and closes meanwhile, one after the other.
     """
 
     rate: float = 500.0
@@ -35,6 +37,8 @@ class Scale:
     cold_sessions: int = 1_000
     rounds: int = 5
     cancellations: int = 20
+    switches: int = 2_000
+    openings: int = 20
 
 
 @final

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeAlias
 
@@ -14,6 +13,7 @@ from ..place import Place
 from ..raw import RawBroker
 from ..runtime import drained
 from ..workload import SessionOrder, Tally, Workload, publish
+from .figures import Figures
 from .report import Report, Row, Scale, report
 
 __all__ = ["throughput"]
@@ -50,47 +50,46 @@ async def throughput(place: Place, workload: Workload, scale: Scale) -> Report:
 
 
 class _Rounds:
-    """Figures of several programs that take turns, so that a slow moment of the machine weighs on all."""
+    """Programs that take turns."""
 
     def __init__(self, place: Place, workload: Workload) -> None:
         self.violations = 0
         self._place = place
         self._workload = workload
-        self._figures: dict[str, list[float]] = {}
+        self._figures = Figures()
         most_calls = None if place.raw is None else place.raw.most_calls
         self._calls_aim = "" if most_calls is None else f"at most {most_calls:g}"
         self._lanes = 1 if place.raw is None else place.raw.in_flight
         self.publishing = _PUBLISH if self._lanes == 1 else f"{_PUBLISH}, {self._lanes} tasks"
-
-    def _note(self, name: str, figure: float) -> None:
-        self._figures.setdefault(name, []).append(figure)
 
     async def without_broker(self) -> None:
         """The bare programs that need none."""
         messages = list(self._workload.generate())
         for name, program in ((_BARE_CHANNELS, bare.channels), (_BARE_DEQUES, bare.deques)):
             gc.collect()
-            self._note(name, await program(messages))
+            self._figures.note(name, await program(messages))
 
     async def program(self, name: str, consume: _Consumer) -> None:
         """Publish through the client, and drain."""
         place, client = self._place, self._place.client
         queue = await place.new_queue()
         calls = place.calls()
-        self._note(self.publishing, await publish(client, queue, self._workload, lanes=self._lanes))
+        self._figures.note(
+            self.publishing, await publish(client, queue, self._workload, lanes=self._lanes)
+        )
         self._note_calls(self.publishing, calls)
         tally = Tally(self._workload.messages)
         # What one program left behind must not be collected on the time of the next.
         gc.collect()
         calls = place.calls()
-        self._note(name, await consume(client, queue, tally))
+        self._figures.note(name, await consume(client, queue, tally))
         self._note_calls(name, calls)
         self.violations += tally.order_violations
 
     def _note_calls(self, name: str, before: int) -> None:
         if self._calls_aim:
             calls = self._place.calls() - before
-            self._note(f"{_CALLS}{name}", calls / self._workload.messages)
+            self._figures.note(f"{_CALLS}{name}", calls / self._workload.messages)
 
     async def raw(self, raw: RawBroker, *, ordered: bool) -> None:
         """Publish and drain through the SDK alone."""
@@ -98,34 +97,25 @@ class _Rounds:
         published, taken = _raw_names(workload, ordered=ordered)
         queue = await self._place.new_queue()
         gc.collect()
-        self._note(published, await raw.publish(queue, workload, ordered=ordered))
+        self._figures.note(published, await raw.publish(queue, workload, ordered=ordered))
         order = SessionOrder()
         gc.collect()
-        self._note(taken, await raw.drain(queue, workload.messages, order, ordered=ordered))
+        self._figures.note(taken, await raw.drain(queue, workload.messages, order, ordered=ordered))
         if ordered:
             self.violations += order.violations
 
     def rows(self) -> list[Row]:
         """The median of every figure."""
         return [
-            Row(
-                name,
-                statistics.median(values),
-                "calls/msg" if name.startswith(_CALLS) else "msg/s",
-                aim=self._calls_aim if name.startswith(_CALLS) else "",
-            )
-            for name, values in self._figures.items()
+            self._figures.row(name, "calls/msg", aim=self._calls_aim)
+            if name.startswith(_CALLS)
+            else self._figures.row(name, "msg/s")
+            for name in self._figures
         ]
 
     def ratio(self, name: str, beside: str) -> Row:
-        """Of two programs, round by round, so that a slow moment of the machine weighs on both sides."""
-        own, others = self._figures[name], self._figures[beside]
-        per_round = len(own) // len(others)  # the client publishes for several programs
-        ratio = statistics.median(
-            statistics.median(own[start * per_round : (start + 1) * per_round]) / other
-            for start, other in enumerate(others)
-        )
-        return Row(name, statistics.median(own), "msg/s", beside, ratio, self._aim(beside))
+        """Of two programs. The client publishes for several in a round."""
+        return self._figures.ratio(name, beside, "msg/s", aim=self._aim(beside))
 
     def _aim(self, beside: str) -> str:
         if self._place.raw is not None:
