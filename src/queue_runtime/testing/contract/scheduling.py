@@ -117,13 +117,13 @@ async def survives_reconnecting(bench: Bench) -> None:
 async def taken_back(bench: Bench) -> None:
     """A scheduled message can be taken back until it is due; it is never delivered then."""
     sender, receiver = await bench.sender(), await bench.receiver()
+    other = await bench.sender(await bench.connect())  # connecting must not outlast the delay
     delay = bench.environment.delay
     results = await bench.send(*scheduled(bench, delay, count=3))
     numbers = [result.sequence_number for result in results]
     given = [number for number in numbers if number is not None]
     expect_equal(len(given), 3, "sequence numbers of scheduled messages")
     expect_equal(await sender.cancel_scheduled([]), [], "taking back nothing")
-    other = await bench.sender(await bench.connect())
     answers = await other.cancel_scheduled([given[1], max(given) + 10_000])
     expect_equal(answers, [True, False], "taking back a scheduled and an unknown message")
     expect_equal(await sender.cancel_scheduled([given[1]]), [False], "taking it back twice")
