@@ -23,6 +23,7 @@ from queue_runtime.errors import (
     AuthenticationFailed,
     ConfigurationError,
     ConnectionFailed,
+    InvalidReceipt,
     LockLost,
     OperationTimeout,
     PermissionDenied,
@@ -297,6 +298,33 @@ async def test_cancelled_receives_leave_nothing_locked(emulator: EmulatorProcess
         assert len({delivery.body for delivery in (*got, *rest)}) == 300
         assert await complete(receiver, got) == [None] * len(got)
         assert await complete(other, rest) == [None] * len(rest)
+
+
+@pytest.mark.parametrize("sessions", [True, False])
+async def test_what_follows_each_other_is_settled_by_one_frame(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    queue = new_queue(emulator, sessions=sessions)
+    async with connected(emulator, sessions=sessions) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        name = SESSION if sessions else None
+        await sender.send([Message(b"%d" % n, session_id=name) for n in range(40)])
+        held = await take(receiver, 40)
+        before = emulator.statistics()
+
+        # One is left out, and another had its turn before.
+        assert await complete(receiver, [held[20]]) == [None]
+        rest = [each for number, each in enumerate(held) if number not in {10, 20}]
+        assert await complete(receiver, rest) == [None] * 38
+        [again] = await complete(receiver, [held[20]])
+
+        after = emulator.statistics()
+        assert isinstance(again, InvalidReceipt)
+        assert after["dispositions"] - before["dispositions"] == 39
+        # Up to 9, to 19, and the rest; and the one before.
+        assert after["disposition_frames"] - before["disposition_frames"] == 4
+        assert await complete(receiver, [held[10]]) == [None]
 
 
 @pytest.mark.parametrize("sessions", [True, False])

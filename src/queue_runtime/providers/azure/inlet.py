@@ -166,11 +166,15 @@ class Inlet(Link):
     async def settle(self, arrivals: Sequence[tuple[Arrival, Any]]) -> list[asyncio.Future[None]]:
         """Settle messages with the given outcomes, in order, without waiting in between.
 
+        Deliveries that follow each other and have the same outcome take one frame.
+
         Returns:
             For each a future that is done when the broker has echoed the outcome, or fails with the SDK's error.
         """
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
+        run: list[Arrival] = []
+        common: Any = None
         for arrival, outcome in arrivals:
             before = self._settling.get(arrival.delivery_id)
             if before is not None:  # whoever asked did not wait for the answer
@@ -186,20 +190,34 @@ class Inlet(Link):
                 future.set_exception(InvalidReceipt("this delivery was settled before"))
                 continue
             self._settling[arrival.delivery_id] = outcome_name(outcome), future
-            try:
-                await self._link._outgoing_disposition(
-                    first=arrival.delivery_id,
-                    last=None,
-                    delivery_tag=arrival.tag,
-                    settled=False,
-                    state=outcome,
-                    batchable=None,
-                )
-            except Exception as error:
-                self._settling.pop(arrival.delivery_id, None)
-                if not future.done():
-                    future.set_exception(error)
+            if run and outcome is common and arrival.delivery_id == run[-1].delivery_id + 1:
+                run.append(arrival)
+            else:
+                await self._tell(run, common)
+                run, common = [arrival], outcome
+        await self._tell(run, common)
         return futures
+
+    async def _tell(self, run: Sequence[Arrival], outcome: Any) -> None:
+        """Send the outcome of deliveries whose numbers follow each other."""
+        if not run:
+            return
+        try:
+            await self._link._outgoing_disposition(
+                first=run[0].delivery_id,
+                last=run[-1].delivery_id,
+                delivery_tag=run[0].tag,
+                settled=False,
+                state=outcome,
+                batchable=None,
+            )
+        except Exception as error:
+            for arrival in run:
+                _, future = self._settling.pop(arrival.delivery_id, (None, None))
+                if future is not None and not future.done():
+                    future.set_exception(error)
+        else:
+            self._link._received_delivery_tags.difference_update(each.tag for each in run)
 
     def settled(self, frame: Any) -> None:
         """The peer tells what became of deliveries."""

@@ -92,7 +92,9 @@ class Connection:
             self._do(partial(self._receive, data))
 
     def _receive(self, data: bytes) -> None:
+        counted = self._formats.dispositions
         self._formats.feed(data)
+        self.counters.disposition_frames += self._formats.dispositions - counted
         view = memoryview(data)
         while view and (capacity := self._transport.capacity()) > 0:
             size = min(capacity, len(view))

@@ -27,6 +27,7 @@ class Statistics:
         messages_in: Messages in these.
         messages_out: Messages sent to receivers on links.
         dispositions: Outcomes told on links.
+        disposition_frames: Frames that told them; one may be for many deliveries.
         requests: Requests to management nodes by operation, and tokens as ``put-token``.
     """
 
@@ -40,6 +41,7 @@ class Statistics:
     messages_in: int
     messages_out: int
     dispositions: int
+    disposition_frames: int
     requests: Mapping[str, int]
 
 
@@ -58,6 +60,7 @@ class Counters:
         self.messages_in = 0
         self.messages_out = 0
         self.dispositions = 0
+        self.disposition_frames = 0
         self.requests: Counter[str] = Counter()
 
     def snapshot(self) -> Statistics:

@@ -1,7 +1,8 @@
-"""Message formats, read off the frames that come in.
+"""What python-qpid-proton does not tell, read off the frames that come in.
 
-A batch differs from a message by the ``message-format`` of its transfer alone, and python-qpid-proton does not
-tell it. So the heads of attach and transfer frames are read here as well, of links on which clients send.
+A batch differs from a message by the ``message-format`` of its transfer alone. So the heads of attach and transfer
+frames are read here as well, of links on which clients send. And one frame may settle many deliveries: the frames
+that do are counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ __all__ = ["MessageFormats"]
 
 _ATTACH: Final = 0x12
 _TRANSFER: Final = 0x14
+_DISPOSITION: Final = 0x15
 _DETACH: Final = 0x16
 _END: Final = 0x17
 _PROTOCOL_HEADER: Final = b"AMQP"
@@ -22,9 +24,14 @@ _HEAD: Final = struct.Struct(">IBBH")
 
 @final
 class MessageFormats:
-    """The message formats of one connection's incoming deliveries, by link and in order."""
+    """The message formats of one connection's incoming deliveries, by link and in order.
+
+    Attributes:
+        dispositions: Frames so far that told outcomes.
+    """
 
     def __init__(self) -> None:
+        self.dispositions = 0
         self._buffer = bytearray()
         self._names: dict[tuple[int, int], str] = {}
         self._formats: dict[str, deque[tuple[int, int]]] = {}
@@ -61,6 +68,8 @@ class MessageFormats:
                 return
             if not formats or formats[-1][0] != delivery:
                 formats.append((delivery, message_format or 0))
+        elif code == _DISPOSITION:
+            self.dispositions += 1
         elif code == _ATTACH:
             link, handle, is_receiver = _fields(body, 3)
             if not is_receiver:
