@@ -260,6 +260,7 @@ def test_what_is_counted(queue: str) -> None:
             "messages_in": 3,
             "messages_out": 1,
             "dispositions": 1,
+            "disposition_frames": 1,
             "requests": {"put-token": 2, "renew-lock": 1},
         }
 
