@@ -1,0 +1,362 @@
+"""Tokens that end: they are renewed on every open connection before that, or the loss is told and gets over.
+
+The emulator ends links with their tokens, as Service Bus does. Lives are of some seconds, on real clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+from uuid import uuid4
+
+import pytest
+import trio
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ServiceRequestError
+
+from queue_runtime.abc import Lease, Receiver, ReceiverOptions
+from queue_runtime.errors import AuthenticationFailed, ConnectionFailed, LockLost, QueueError
+from queue_runtime.messages import (
+    Delivery,
+    Message,
+    QueueName,
+    SessionId,
+    Settlement,
+    SettlementAction,
+)
+from queue_runtime.providers.azure import FACTORY, AzureConfig
+from queue_runtime.providers.azure.credentials import SharedKey
+from queue_runtime.providers.azure.provider import AzureProvider
+from queue_runtime.providers.azure.rights import Rights
+from queue_runtime.providers.azure.wire import Credential
+from queue_runtime.secret import Secret
+
+from .emulator_process import EmulatorProcess, emulator_process
+
+SESSION = SessionId("served")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[EmulatorProcess]:
+    with emulator_process() as running:
+        yield running
+
+
+@pytest.fixture
+def emulator(shared: EmulatorProcess) -> Iterator[EmulatorProcess]:
+    yield shared
+    shared.lift_faults()
+
+
+class Tokens:
+    """Gives tokens of the emulator's as a credential of azure-identity does; out of order when told to be."""
+
+    def __init__(self, emulator: EmulatorProcess, lifetime: float) -> None:
+        self.lifetime = lifetime
+        self.asked: list[float] = []
+        self.is_down = False
+        self.is_silent = False
+        self._emulator = emulator
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        assert scopes == ("https://servicebus.azure.net//.default",)
+        self.asked.append(time.time())
+        if self.is_silent:
+            await asyncio.get_running_loop().create_future()
+        if self.is_down:
+            raise ServiceRequestError("Cannot connect to host login.microsoftonline.com:443")
+        token = self._emulator.issue_token(self.lifetime)
+        return AccessToken(token, int(time.time() + self.lifetime))
+
+
+def key_of(emulator: EmulatorProcess, life: float) -> SharedKey:
+    parts = dict(part.partition("=")[::2] for part in emulator.connection_string.split(";"))
+    return SharedKey(parts["SharedAccessKeyName"], parts["SharedAccessKey"], life)
+
+
+def new_queue(emulator: EmulatorProcess, *, sessions: bool = True) -> QueueName:
+    name = f"tokens-{uuid4().hex[:12]}"
+    emulator.create_queue(name, requires_session=sessions)
+    return QueueName(name)
+
+
+@asynccontextmanager
+async def connected(
+    emulator: EmulatorProcess, credential: Credential, **options: Any
+) -> AsyncIterator[AzureProvider]:
+    config = AzureConfig(
+        connection_string=Secret(emulator.connection_string), **{"accept_wait": 1.0, **options}
+    )
+    provider = await AzureProvider.open(config, credential)
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+async def take(receiver: Receiver, within: float = 5.0) -> Delivery:
+    with trio.fail_after(within):
+        while True:
+            for delivery in await receiver.receive(1, within):
+                return delivery
+
+
+async def complete(receiver: Receiver, delivery: Delivery) -> None:
+    [answer] = await receiver.settle([Settlement(delivery, SettlementAction.COMPLETE)])
+    assert answer is None
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    """The condition is about another thread's work, which sets no event."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.02)
+
+
+async def lost(lease: Lease) -> None:
+    event = trio.Event()
+    lease.on_lost(lambda _: event.set())
+    await event.wait()
+
+
+def put_tokens(emulator: EmulatorProcess) -> int:
+    return int(emulator.statistics()["requests"].get("put-token", 0))
+
+
+# --- renewing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["key", "identity"])
+async def test_work_goes_on_over_several_lifetimes(emulator: EmulatorProcess, kind: str) -> None:
+    """Senders, receivers with sessions and without, and requests beside both: no link or lock is lost."""
+    with_sessions, without = new_queue(emulator), new_queue(emulator, sessions=False)
+    life = 3.0
+    credential = key_of(emulator, life) if kind == "key" else Tokens(emulator, life)
+    before, links = put_tokens(emulator), 0
+    ends = time.monotonic() + 3.5 * life
+    rounds = 0
+    async with (
+        connected(emulator, credential, max_sessions=1) as ordered,
+        connected(emulator, credential, sessions=False) as loose,
+    ):
+        out, to_loose = await ordered.open_sender(with_sessions), await loose.open_sender(without)
+        receiver = await ordered.open_receiver(with_sessions, ReceiverOptions())
+        plain = await loose.open_receiver(without, ReceiverOptions())
+        await out.send([Message(b"first", session_id=SESSION)])
+        first = await take(receiver)
+        while time.monotonic() < ends:
+            rounds += 1
+            body = b"%d" % rounds
+            await out.send([Message(body, session_id=SESSION)])
+            await to_loose.send([Message(body)])
+            one, other = await take(receiver), await take(plain)
+            assert (one.body, one.delivery_count, one.lease) == (body, 1, first.lease)
+            assert (other.body, other.delivery_count) == (body, 1)
+            assert await receiver.renew([one.lease]) == [None]
+            assert await plain.renew([other.lease]) == [None]
+            await receiver.set_state(one.lease, body)
+            assert await receiver.get_state(one.lease) == body
+            await complete(receiver, one)
+            await complete(plain, other)
+            assert await ordered.peek(with_sessions, 5)
+            links = links or emulator.statistics()["links"]  # everything is open by now
+            await trio.sleep(0.1)
+        assert first.lease.lost is None
+        assert emulator.statistics()["links"] == links
+        await complete(receiver, first)
+        connections = ordered.connections_opened + loose.connections_opened
+    assert rounds > 20
+    assert put_tokens(emulator) - before >= 3 * connections
+
+
+async def test_an_outage_shorter_than_the_margin_is_not_noticed(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator)
+    tokens = Tokens(emulator, 10.0)
+    async with connected(emulator, tokens) as provider:
+        sender = await provider.open_sender(queue)
+        before = len(tokens.asked)
+        tokens.is_down = True
+        with trio.fail_after(12.0):
+            # Asked in vain, and again.
+            await wait_for(lambda: len(tokens.asked) >= before + 3)
+        tokens.is_down = False
+        end = tokens.asked[0] + tokens.lifetime
+        with trio.fail_after(5.0):
+            while time.time() < end + 0.5:
+                await sender.send([Message(b"x", session_id=SESSION)])
+                await trio.sleep(0.1)
+        assert emulator.counts(str(queue))["active"] > 5
+        assert provider.connections_opened == 1
+
+
+@pytest.mark.parametrize("how", ["is_down", "is_silent"])
+async def test_an_outage_that_lasts_is_told_and_gets_over(
+    emulator: EmulatorProcess, how: str
+) -> None:
+    queue = new_queue(emulator)
+    tokens = Tokens(emulator, 3.0)
+    async with connected(emulator, tokens, operation_timeout=1.0) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1", session_id=SESSION), Message(b"2", session_id=SESSION)])
+        held = await take(receiver)
+        setattr(tokens, how, True)
+        granted = tokens.asked[-1]
+        with trio.fail_after(8.0):
+            await lost(held.lease)
+        assert (
+            time.time() - granted >= tokens.lifetime - 1.0
+        )  # not before it ended: whole seconds count
+        assert isinstance(held.lease.lost, LockLost)
+        cause = held.lease.lost.__cause__
+        assert isinstance(cause, ConnectionFailed)
+        assert "the token was not renewed in time" in str(cause)
+        for _ in range(2):  # for as long as it lasts
+            with pytest.raises(QueueError) as caught:
+                await receiver.receive(1, 5.0)
+            assert caught.value.is_transient, caught.value
+        with pytest.raises(QueueError) as caught:
+            await sender.send([Message(b"3", session_id=SESSION)])
+        assert caught.value.is_transient, caught.value
+
+        setattr(tokens, how, False)
+        tokens.lifetime = 60.0
+        again = await take(receiver)
+        assert (again.body, again.session_id) == (b"1", SESSION)
+        await complete(receiver, again)
+        await sender.send([Message(b"3", session_id=SESSION)])
+        for body in (b"2", b"3"):
+            delivery = await take(receiver)
+            assert delivery.body == body
+            await complete(receiver, delivery)
+
+
+async def test_a_clock_that_is_behind(emulator: EmulatorProcess) -> None:
+    """A token that has ended by the broker's clock and not by ours is replaced when it is refused."""
+    with emulator_process() as ahead:
+        queue = new_queue(ahead)
+        ahead.fault("move_time", seconds=3.0)
+        async with connected(ahead, key_of(ahead, 9.0)) as provider:
+            sender = await provider.open_sender(queue)
+            shown = put_tokens(ahead)
+            began = time.monotonic()
+            with trio.fail_after(12.0):
+                while time.monotonic() < began + 7.0:  # the link ended at the sixth second
+                    with suppress(ConnectionFailed):  # it may meet the end
+                        await sender.send([Message(b"x", session_id=SESSION)])
+                    await trio.sleep(0.1)
+            assert put_tokens(ahead) == shown + 1
+
+
+# --- signatures made beforehand ----------------------------------------------------------------------------
+
+
+def signed(emulator: EmulatorProcess, queue: QueueName, expiry: int) -> tuple[AzureConfig, str]:
+    """A configuration with a signature, and what of it must not be seen."""
+    parts = dict(part.partition("=")[::2] for part in emulator.connection_string.split(";"))
+    audience = f"sb://{emulator.endpoint.removeprefix('sb://')}/{queue}"
+    payload = f"{quote_plus(audience)}\n{expiry}".encode()
+    digest = hmac.new(parts["SharedAccessKey"].encode(), payload, hashlib.sha256).digest()
+    fields = {"sr": audience, "sig": b64encode(digest), "se": expiry}
+    words = urlencode(fields | {"skn": parts["SharedAccessKeyName"]})
+    text = (
+        f"Endpoint={emulator.endpoint};UseDevelopmentEmulator=true;"
+        f"SharedAccessSignature=SharedAccessSignature {words}"
+    )
+    return AzureConfig(connection_string=Secret(text)), b64encode(digest).decode().rstrip("=")
+
+
+async def test_a_signature_that_has_expired(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator)
+    config, secret = signed(emulator, queue, int(time.time()) - 60)
+    provider = await FACTORY.open(config)
+    try:
+        for open_it in (
+            lambda: provider.open_sender(queue),
+            lambda: provider.open_receiver(queue, ReceiverOptions()),
+            lambda: provider.peek(queue, 1),
+        ):
+            with pytest.raises(AuthenticationFailed, match="ExpiredToken") as caught:
+                await open_it()
+            assert "renew the token: a shared access signature ends by itself" in str(caught.value)
+            assert secret not in str(caught.value)
+            assert caught.value.__cause__ is None or secret not in str(caught.value.__cause__)
+    finally:
+        await provider.aclose()
+
+
+async def test_a_signature_that_expires_in_use(emulator: EmulatorProcess) -> None:
+    queue = new_queue(emulator)
+    config, _ = signed(emulator, queue, int(time.time()) + 3)
+    provider = await FACTORY.open(config)
+    try:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"1", session_id=SESSION)])
+        held = await take(receiver)
+        with trio.fail_after(6.0):
+            await lost(held.lease)
+        with pytest.raises(AuthenticationFailed, match="renew the token"):
+            await sender.send([Message(b"2", session_id=SESSION)])
+        with pytest.raises(AuthenticationFailed, match="renew the token"):
+            await receiver.receive(1, 5.0)
+    finally:
+        await provider.aclose()
+
+
+# --- the keeper alone --------------------------------------------------------------------------------------
+
+
+def test_the_same_token_is_not_shown_twice() -> None:
+    """azure-identity hands out what it has until it gets another."""
+
+    async def main() -> None:
+        ends = time.time() + 2.0
+        shown: list[str] = []
+        asked = 0
+        renewed = asyncio.Event()
+
+        async def get(_: str) -> tuple[str, float]:
+            nonlocal asked
+            asked += 1
+            return ("old", ends) if asked < 3 else ("new", ends + 60.0)
+
+        async def put(entity: str, token: str, expires: float) -> None:
+            shown.append(token)
+            if token == "new":
+                renewed.set()
+
+        rights = Rights(get, put)
+        await asyncio.gather(*(rights.authorize("q") for _ in range(5)))
+        assert shown == ["old"]
+        async with asyncio.timeout(4.0):
+            await renewed.wait()
+        assert time.time() < ends
+        await rights.authorize("q")
+        assert (shown, asked) == (["old", "new"], 3)
+        await rights.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_fresh_token_is_not_doubted() -> None:
+    async def main() -> None:
+        async def get(_: str) -> tuple[str, float]:
+            return "a", time.time() + 60.0
+
+        async def put(entity: str, token: str, expires: float) -> None:
+            pass
+
+        rights = Rights(get, put)
+        await rights.authorize("q")
+        assert not rights.doubt("q")
+        assert not rights.doubt("unknown")
+        await rights.aclose()
+
+    asyncio.run(main())
