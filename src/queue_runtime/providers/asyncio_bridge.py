@@ -232,8 +232,9 @@ class AsyncioBridge(trio.abc.AsyncResource):
             self._cause = error
         else:
             self._serve(self._loop)
-        self._to_trio.put(self._ended.set)
-        self._to_trio.put(self._started.set)
+        finally:  # also when closing the loop fails, or nobody would ever hear of it
+            self._to_trio.put(self._ended.set)
+            self._to_trio.put(self._started.set)
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stop = loop.create_future()

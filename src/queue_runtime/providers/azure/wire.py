@@ -355,12 +355,17 @@ def _connection(place: Place) -> Any:
 async def _abandon(connection: Any) -> None:
     """Close a connection in whatever state; never fails."""
     transport = connection._transport
+    # aiohttp has a WebSocket's TCP connection wait for the peer's goodbye in TLS, which may never come.
+    below = getattr(getattr(transport.sock, "_writer", None), "transport", None)
     await _attempt(connection.close)
     await _attempt(transport.close)
     # The engine forgets the HTTP client when its WebSocket was not opened.
     session = getattr(transport, "session", None)
     if session is not None:
         await _attempt(session.close)
+    if below is not None:
+        below.abort()
+        await asyncio.sleep(0)
 
 
 async def _attempt(close: Callable[[], Awaitable[None]]) -> None:

@@ -19,6 +19,7 @@ class Statistics:
     Args:
         connections: AMQP connections accepted.
         open_connections: Those of them that are open now.
+        websockets: AMQP connections accepted that came over WebSockets.
         http_connections: Connections to the administration endpoint accepted.
         links: Links that clients opened, refused ones and those to nodes included.
         open_links: Those of them that are open now.
@@ -33,6 +34,7 @@ class Statistics:
 
     connections: int
     open_connections: int
+    websockets: int
     http_connections: int
     links: int
     open_links: int
@@ -52,6 +54,7 @@ class Counters:
     def __init__(self) -> None:
         self.connections = 0
         self.open_connections = 0
+        self.websockets = 0
         self.http_connections = 0
         self.links = 0
         self.open_links = 0

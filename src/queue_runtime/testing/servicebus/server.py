@@ -145,14 +145,25 @@ class Server:
     async def _serve_websocket(
         self, tcp: trio.SocketStream, below: trio.abc.Stream, first: bytes
     ) -> None:
-        stream = await WebSocketStream.accept(below, first)
-        if stream is not None and (amqp := await stream.receive_some(_CHUNK)):
-            await self._serve_amqp(tcp, stream, amqp)
-            await stream.aclose()
+        stream, amqp = None, b""
+        with trio.move_on_after(_PATIENCE):
+            stream = await WebSocketStream.accept(below, first)
+            if stream is not None:
+                amqp = await stream.receive_some(_CHUNK)
+        if stream is None:
+            return
+        is_reset = False
+        if amqp:
+            self.counters.websockets += 1
+            is_reset = await self._serve_amqp(tcp, stream, amqp)
+        if not is_reset:
+            with trio.move_on_after(_PATIENCE):
+                await stream.aclose()
 
     async def _serve_amqp(
         self, tcp: trio.SocketStream, stream: trio.abc.Stream, first: bytes
-    ) -> None:
+    ) -> bool:
+        """Until either side ends it; whether that is to be seen as a reset."""
         writable = trio.Event()
         scope = trio.CancelScope()
         is_reset = False
@@ -193,3 +204,4 @@ class Server:
             connection.lose()
             if is_reset:
                 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        return is_reset
