@@ -28,6 +28,7 @@ class EmulatorProcess:
     Attributes:
         connection_string: For clients.
         endpoint: Its address, as ``sb://host:port``.
+        url: For the provider; options such as ``&sessions=false`` may follow.
         ca_file: What clients have to trust when it speaks TLS; else ``None``.
     """
 
@@ -37,6 +38,7 @@ class EmulatorProcess:
         hello = self._read()
         self.connection_string: str = hello["connection_string"]
         self.endpoint: str = hello["endpoint"]
+        self.url: str = hello["url"]
         self.ca_file: str | None = hello["ca_file"]
 
     def create_queue(self, name: str, **settings: Any) -> None:
@@ -159,6 +161,7 @@ async def _serve(*, tls: bool) -> None:
         _say(
             connection_string=emulator.connection_string,
             endpoint=emulator.endpoint,
+            url=emulator.url,
             ca_file=ca_file,
         )
         rest = b""

@@ -1,4 +1,4 @@
-"""Print the configuration with which Microsoft's emulator has the queues of ``test_conformance.py``."""
+"""Print the configuration with which Microsoft's emulator, or ours, has the queues that tests expect of a namespace."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LOCK = 5.0
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.azure.given import CONTRACT_QUEUES, SHORT
 
 
 def queues() -> dict[str, dict[str, Any]]:
-    """``QUEUES`` as written there: that module needs an SDK to be imported, and its queues are all we want."""
+    """``QUEUES`` as written in ``test_conformance.py``: to import it takes an SDK."""
     source = Path(__file__).with_name("test_conformance.py").read_text(encoding="utf-8")
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "QUEUES":
             assert isinstance(statement.value, ast.Dict)
             return {
                 ast.literal_eval(key): {
-                    str(word.arg): LOCK
+                    str(word.arg): SHORT
                     if ast.unparse(word.value) == "LOCK"
                     else ast.literal_eval(word.value)
                     for word in call.keywords
@@ -59,7 +62,7 @@ def configuration() -> dict[str, Any]:
                                 "RequiresSession": settings.get("requires_session", False),
                             },
                         }
-                        for name, settings in queues().items()
+                        for name, settings in (queues() | CONTRACT_QUEUES).items()
                     ],
                     "Topics": [],
                 }

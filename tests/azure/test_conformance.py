@@ -1,7 +1,7 @@
 """What the project relies on of Service Bus, by the SDK alone: the emulator must do it, and so must the real one.
 
-``QUEUE_RUNTIME_TEST_AZURE_URL`` may hold the connection string of a namespace or of Microsoft's emulator; then this
-file runs against that. Its queues have to exist there, empty: see ``README.md``.
+``QUEUE_RUNTIME_TEST_AZURE_URL`` may name a namespace or Microsoft's emulator, with a connection string; then this file
+runs against that. Its queues have to exist there, empty: see ``README.md``.
 
 Opening and closing a link takes the SDK about a second, most of it waiting. So all scenarios run at once, each on
 queues of its own, and every test then tells how one of them ended.
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from azure.servicebus import (
     ServiceBusMessage,
     ServiceBusReceiveMode,
     ServiceBusSubQueue,
+    TransportType,
 )
 from azure.servicebus import ServiceBusClient as SyncClient
 from azure.servicebus.aio import ServiceBusClient
@@ -39,10 +40,11 @@ from azure.servicebus.exceptions import (
 
 from queue_runtime.testing.servicebus import QueueSettings, emulator_in_thread
 
-URL_VARIABLE = "QUEUE_RUNTIME_TEST_AZURE_URL"
-GIVEN = os.environ.get(URL_VARIABLE)
-LOCK = 5.0 if GIVEN else 3.0
-"""Seconds; 5 is the shortest that Azure allows."""
+from .given import SHORT, URL_VARIABLE, given_url, said
+
+GIVEN = given_url()
+LOCK = SHORT if GIVEN else 3.0
+"""Seconds; what is given has its own, and the emulator need not wait as long."""
 
 QUEUES = {
     "qr-batches": QueueSettings(),
@@ -62,6 +64,26 @@ QUEUES = {
     "qr-deferred": QueueSettings(requires_session=True),
     "qr-states": QueueSettings(requires_session=True),
 }
+
+CONFORMS: ContextVar[str] = ContextVar("CONFORMS")
+"""The URL of the broker, for scenarios that open clients of their own."""
+
+
+def connecting(url: str) -> dict[str, Any]:
+    """What a URL of this project is to the SDK."""
+    options = said(url)
+    if "connection_string" not in options:
+        pytest.fail(f"{URL_VARIABLE} has no connection_string, by which alone this file connects")
+    return {
+        "conn_str": options["connection_string"],
+        "custom_endpoint_address": options.get("custom_endpoint"),
+        "connection_verify": options.get("verify"),
+        # Said, as the SDK takes WebSockets for granted where a custom endpoint is.
+        "transport_type": TransportType.AmqpOverWebsocket
+        if options.get("transport") == "websocket"
+        else TransportType.Amqp,
+    }
+
 
 Scenario = Callable[[ServiceBusClient], Awaitable[None]]
 SCENARIOS: dict[str, Scenario] = {}
@@ -343,11 +365,11 @@ async def queues_that_are_not_there(client: ServiceBusClient) -> None:
 
 @scenario
 async def the_sync_client(_client: ServiceBusClient) -> None:
-    connection_string = os.environ["QR_CONFORMANCE"]
+    url = CONFORMS.get()
 
     def run() -> None:
         with (
-            SyncClient.from_connection_string(connection_string) as client,
+            SyncClient.from_connection_string(**connecting(url)) as client,
             client.get_queue_sender("qr-sync") as sender,
             client.get_queue_receiver("qr-sync") as receiver,
         ):
@@ -491,12 +513,12 @@ async def session_states(client: ServiceBusClient) -> None:
 # --- all of them at once ---------------------------------------------------------------------------
 
 
-async def run_all(connection_string: str) -> dict[str, BaseException | None]:
-    os.environ["QR_CONFORMANCE"] = connection_string
+async def run_all(url: str) -> dict[str, BaseException | None]:
+    CONFORMS.set(url)
 
     async def run(run_one: Scenario) -> None:
         async with ServiceBusClient.from_connection_string(
-            connection_string, retry_total=0
+            **connecting(url), retry_total=0
         ) as client:
             await asyncio.wait_for(run_one(client), 120)
 
@@ -510,7 +532,7 @@ def results() -> Iterator[dict[str, BaseException | None]]:
         yield asyncio.run(run_all(GIVEN))
         return
     with emulator_in_thread(QUEUES) as emulator:
-        yield asyncio.run(run_all(emulator.connection_string))
+        yield asyncio.run(run_all(emulator.url))
         statistics = emulator.statistics()
     assert (statistics.open_connections, statistics.open_links) == (0, 0)
 

@@ -6,19 +6,12 @@ and the queues stay).
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import attrs
 import pytest
-import trio
 
 from queue_runtime.abc import Provider
 from queue_runtime.messages import QueueName
@@ -26,6 +19,7 @@ from queue_runtime.providers.sqs import FACTORY
 from queue_runtime.testing import Case, CaseResult, ContractEnvironment, contract_cases
 
 from ..sqs.emulator import sqs_for_tests
+from .pool import pool_of_queues
 from .waiting import check, run_waiting
 
 LOCK = 4
@@ -35,36 +29,10 @@ POOL = 40
 """Queues made in advance: a case must not wait for one while others count on the time."""
 
 
-@contextmanager
-def pool_of_queues(
-    connect: Callable[[], Awaitable[Provider]],
-) -> Iterator[Callable[[], QueueName]]:
-    """Gives names of fresh queues: SQS creates nothing by being used."""
-    names: queue.Queue[QueueName] = queue.Queue(POOL)
-    ended = threading.Event()
-
-    async def provision() -> None:
-        provider = await connect()
-        while not ended.is_set():
-            name = QueueName(f"contract-{uuid.uuid4().hex[:16]}")
-            await provider.provision(name)
-            while not ended.is_set():
-                try:
-                    names.put(name, timeout=0.1)
-                except queue.Full:
-                    continue
-                break
-        await provider.aclose()
-
-    with ThreadPoolExecutor(1) as elsewhere:
-        task = elsewhere.submit(trio.run, provision)
-        try:
-            while not names.full() and not task.done():
-                time.sleep(0.01)  # nothing else runs yet
-            yield partial(names.get, timeout=30)
-        finally:
-            ended.set()
-            task.result()
+async def provisioned(provider: Provider) -> QueueName:
+    name = QueueName(f"contract-{uuid.uuid4().hex[:16]}")
+    await provider.provision(name)
+    return name
 
 
 @pytest.fixture(scope="module", params=["fifo", "standard"])
@@ -77,7 +45,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[ContractEnvironment]
         def connect(**options: Any) -> Awaitable[Provider]:
             return FACTORY.open(attrs.evolve(config, **options))
 
-        with pool_of_queues(connect) as queue_name:
+        with pool_of_queues(connect, provisioned, POOL) as queue_name:
             yield ContractEnvironment(
                 open_provider=connect,
                 queue_name=queue_name,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 import trio
 
-from queue_runtime.errors import ConfigurationError
+from queue_runtime.errors import ConfigurationError, ValidationError
 
 __all__ = ["azure", "emulator"]
 
@@ -24,49 +26,97 @@ def emulator() -> None:
 
 @emulator.command(
     epilog="""\b
-Prints the connection string, and runs until interrupted. Nothing outlives it. It needs the extra
-servicebus-emulator; where it differs from Azure is described under "Use Azure Service Bus".
+Prints a connection string for any SDK and below it a URL for queue-runtime, and runs until interrupted
+(Ctrl-C). Nothing outlives it. Further queues can be made while it runs, by "queue-runtime provision".
+It needs the extra servicebus-emulator; where it differs from Azure is described under "Use Azure
+Service Bus".
 
 \b
 Examples:
   queue-runtime emulator azure --session-queues orders
   queue-runtime emulator azure --port 0 --queues mails --queues calls --session-queues orders
+  queue-runtime emulator azure --config Config.json
 """
 )
-@click.option("--port", default=5672, show_default=True, help="At 127.0.0.1; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=5672,
+    show_default=True,
+    help="At 127.0.0.1; 0 takes a free one.",
+)
 @click.option("--queues", multiple=True, metavar="NAME", help="Queue without sessions; repeatable.")
 @click.option(
     "--session-queues", multiple=True, metavar="NAME", help="Queue that requires them; repeatable."
 )
 @click.option(
-    "--lock-duration", default=60.0, show_default=True, metavar="SECONDS", help="Of every queue."
+    "--lock-duration",
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of the queues named here.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Config.json of Microsoft's emulator, for its queues.",
 )
 @click.option("--key", help="Access key that clients sign with.  [default: a random one]")
+@click.option("--tls", is_flag=True, help="Speak TLS, with a certificate made now.")
 def azure(
     *,
     port: int,
     queues: tuple[str, ...],
     session_queues: tuple[str, ...],
     lock_duration: float,
+    config: Path | None,
     key: str | None,
+    tls: bool,
 ) -> None:
     """Run an emulator of Azure Service Bus."""
     if find_spec("proton") is None:
         raise ConfigurationError(
             'the emulator needs python-qpid-proton: pip install "queue-runtime[servicebus-emulator]"'
         )
-    from queue_runtime.testing.servicebus import AccessPolicy, QueueSettings, open_emulator
+    from queue_runtime.testing.servicebus import (
+        AccessPolicy,
+        Certificate,
+        QueueSettings,
+        open_emulator,
+        queues_of,
+    )
 
-    settings = {
-        name: QueueSettings(requires_session=requires_session, lock_duration=lock_duration)
-        for requires_session, names in ((False, queues), (True, session_queues))
-        for name in names
-    }
+    settings = {} if config is None else dict(queues_of(config.read_text(encoding="utf-8")))
+    for requires_session, names in ((False, queues), (True, session_queues)):
+        for name in names:
+            if name.lower() in map(str.lower, settings):
+                raise ValidationError(f"the queue {name!r} is named more than once")
+            settings[name] = QueueSettings(
+                requires_session=requires_session, lock_duration=lock_duration
+            )
 
     async def serve() -> None:
         policy = None if key is None else AccessPolicy(key=key)
-        async with open_emulator(settings, port=port, policy=policy) as running:
+        certificate = Certificate() if tls else None
+        async with AsyncExitStack() as stack:
+            try:
+                running = await stack.enter_async_context(
+                    open_emulator(settings, port=port, policy=policy, certificate=certificate)
+                )
+            except OSError as error:
+                raise ConfigurationError(
+                    f"port {port} of 127.0.0.1 cannot be had ({error.strerror}): "
+                    "end what listens there, or choose another --port; 0 takes a free one"
+                ) from error
             click.echo(running.connection_string)
+            click.echo(running.url)
+            if running.ca_file is not None:
+                click.echo(f"clients have to trust {running.ca_file}", err=True)
+            click.echo(
+                f"queues at {running.endpoint}: {', '.join(settings) or 'none yet'}\n"
+                "the URL is for queues with sessions: add &sessions=false for others; Ctrl-C ends it",
+                err=True,
+            )
             await trio.sleep_forever()
 
     trio.run(serve)

@@ -40,7 +40,7 @@ How it is built, from the bottom:
 * ``codec``, ``frames``: what the broker reads and writes of encoded messages;
 * ``authority``: tokens; ``fault_book``, ``counters``: what is to go wrong, and what was seen;
 * ``links``, ``requests``, ``connection``: AMQP on python-qpid-proton's engine, bytes in and bytes out;
-* ``atom``, ``administration``, ``http``: the administration endpoint;
+* ``atom``, ``administration``, ``http``: the administration endpoint; ``config_file``: queues from a file;
 * ``certificate``, ``websocket``, ``server``, ``emulator``: the network, and what a test holds in its hands.
 """
 
@@ -49,6 +49,7 @@ from __future__ import annotations
 from .authority import AccessPolicy as AccessPolicy
 from .authority import Right as Right
 from .certificate import Certificate as Certificate
+from .config_file import queues_of as queues_of
 from .counters import Statistics as Statistics
 from .emulator import Faults as Faults
 from .emulator import ServiceBusEmulator as ServiceBusEmulator
@@ -72,4 +73,5 @@ __all__ = [
     "Statistics",
     "emulator_in_thread",
     "open_emulator",
+    "queues_of",
 ]

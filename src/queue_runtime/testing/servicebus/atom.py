@@ -8,7 +8,7 @@ https://learn.microsoft.com/rest/api/servicebus/queues
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 from .entities import QueueSettings
 from .queue import Queue
 
-__all__ = ["entry", "error", "feed", "read_settings"]
+__all__ = ["entry", "error", "feed", "read_settings", "settings_of"]
 
 _ATOM: Final = "http://www.w3.org/2005/Atom"
 _CONNECT: Final = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"
@@ -51,6 +51,16 @@ def read_settings(body: bytes) -> QueueSettings:
     texts = {
         element.tag.removeprefix(f"{{{_CONNECT}}}"): element.text or "" for element in description
     }
+    return settings_of(texts)
+
+
+def settings_of(texts: Mapping[str, str]) -> QueueSettings:
+    """The settings that a queue's properties say, as Azure names and writes them; others are passed over.
+
+    Raises:
+        ValueError: A text cannot be read.
+        ValidationError: A value is outside what is accepted.
+    """
     given: dict[str, Any] = {}
     for tag, name, read in (
         ("RequiresSession", "requires_session", _is_true),

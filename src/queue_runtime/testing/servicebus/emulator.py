@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from urllib.parse import quote
 
 import attrs
 import trio
 
+from ...errors import ValidationError
 from .authority import ALL_RIGHTS, AccessPolicy, Authority, Right
 from .certificate import Certificate
 from .counters import Statistics
@@ -35,6 +37,7 @@ _CALL_TIMEOUT: Final = 10.0
 """Seconds until a call into the emulator's thread is given up: it takes microseconds unless something is broken."""
 
 _MAX_CONNECTIONS: Final = 5_000
+_LAST_PORT: Final = 65_535
 
 T = TypeVar("T")
 
@@ -208,6 +211,19 @@ class ServiceBusEmulator:
             f"SharedAccessKey={self.policy.key}{plain}"
         )
 
+    @property
+    def url(self) -> str:
+        """For the provider ``azure`` of this project; options such as ``&sessions=false`` may follow."""
+        if self.ca_file is None:
+            return f"azure://?connection_string={quote(self.connection_string, safe='')}"
+        # The connection string of a namespace has no port; where its connections go is said beside it.
+        text = self.connection_string.replace(self.endpoint, f"sb://{_HOST}")
+        ca_file = quote(str(self.ca_file), safe="/")
+        return (
+            f"azure://?connection_string={quote(text, safe='')}"
+            f"&custom_endpoint={self.endpoint}&verify={ca_file}"
+        )
+
     def issue_token(
         self, lifetime: float = 3_600.0, rights: Collection[Right] = ALL_RIGHTS, **claims: str
     ) -> str:
@@ -266,9 +282,12 @@ async def open_emulator(
     Raises:
         ImportError: python-qpid-proton is missing.
         OSError: The port cannot be had.
-        ValidationError: A queue's name is not possible.
+        ValidationError: A queue's name is not possible, or the port no port.
     """
     from .server import Server
+
+    if not 0 <= port <= _LAST_PORT:
+        raise ValidationError(f"port is {port!r}: expected a whole number from 0 to {_LAST_PORT}")
 
     home = _Home()
     namespace = Namespace(clock)
@@ -278,8 +297,9 @@ async def open_emulator(
     book = FaultBook(home.call)
     with _certified(certificate) as (tls, ca_file):
         server = Server(namespace, authority, book, tls, max_connections)
+        listeners, bound = await server.listen(port)
         async with trio.open_nursery() as nursery:
-            bound: int = await nursery.start(server.run, port)
+            nursery.start_soon(server.run, listeners)
             try:
                 yield ServiceBusEmulator(
                     port=bound,

@@ -68,21 +68,22 @@ class Server:
         self._clients = 0
         self._sooner = trio.Event()
 
-    async def run(
-        self, port: int, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve at 127.0.0.1 until cancelled; the status is the port, a free one if ``port`` is 0.
+    async def listen(self, port: int) -> tuple[list[trio.SocketListener], int]:
+        """What to :meth:`run` on, at 127.0.0.1, and the port: a free one if ``port`` is 0.
 
         Raises:
             OSError: The port cannot be had.
         """
         listeners = await trio.open_tcp_listeners(port, host=_HOST, backlog=_BACKLOG)
+        address: tuple[str, int] = listeners[0].socket.getsockname()
+        return listeners, address[1]
+
+    async def run(self, listeners: list[trio.SocketListener]) -> None:
+        """Serve until cancelled."""
         self.namespace.timers.on_sooner = self._come_sooner
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
             nursery.start_soon(trio.serve_listeners, self._serve, listeners)
-            address: tuple[str, int] = listeners[0].socket.getsockname()
-            task_status.started(address[1])
 
     def _end_links(self, queue: str) -> None:
         """The queue is gone: tell everybody who sends to it or receives from it."""
