@@ -10,6 +10,7 @@ import attrs
 import click
 import trio
 
+from queue_runtime import load_config
 from queue_runtime.secret import SecretUrl, mask_url
 from queue_runtime.testing.benchmark import SCENARIOS, Report, Row, Scale, Workload
 
@@ -100,10 +101,14 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure throughput, latency and memory, with ratios to hand-written programs in the same run."""
+    # With the environment's credentials, as every other command.
+    source = load_config(overrides={"provider": SecretUrl(url)}).provider_source()
     chosen = list(SCENARIOS) if "all" in scenarios else list(scenarios or _USUAL)
     workload = Workload(messages, sessions, size)
     scale = attrs.evolve(_SHORT if short else Scale(), rate=rate, rounds=rounds)
-    reports: list[Report] = run_async(_measure, url, chosen, workload, scale, may_create, as_json)
+    reports: list[Report] = run_async(
+        _measure, url, source, chosen, workload, scale, may_create, as_json
+    )
     if as_json:
         print_json(_summary(url, workload, reports))
         return
@@ -128,6 +133,7 @@ def bench(
 
 async def _measure(
     url: str,
+    source: SecretUrl,
     chosen: list[str],
     workload: Workload,
     scale: Scale,
@@ -140,7 +146,7 @@ async def _measure(
             click.echo(f"measuring {scenario} on {mask_url(url)} …", err=True)
         order = {
             "scenario": scenario,
-            "url": SecretUrl(url).reveal(),
+            "url": source.reveal(),
             "workload": attrs.asdict(workload),
             "scale": attrs.asdict(scale),
             "may_create": may_create,

@@ -47,7 +47,7 @@ class RawBroker(Protocol):
         ...
 
     async def send_singly(self, queue: str, workload: Workload, tasks: int) -> float:
-        """Send a workload message by message from so many tasks; messages per second."""
+        """Send a workload message by message from so many tasks, or fewer where that is faster; messages per second."""
         ...
 
     async def drain(

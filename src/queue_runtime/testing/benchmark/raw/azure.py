@@ -4,15 +4,14 @@ Each sender and receiver of the SDK has a connection of its own, and what is und
 the programs use several, each by one task that does one thing after the other. What was tried on the emulator with
 bodies of 1 KiB, and what went fastest and is used:
 
-* sending batches: 1, 2 and 4 senders, batches of 100 and as many as fit; 4 with 100;
-* sending one by one: 1, 4 and 8 senders; 4;
-* a queue without sessions: 1 to 16 receivers, 1 to 1,000 messages at a time, 0 to 1,000 fetched ahead, settled
-  one after the other or all at once, socket timeouts down to 2 ms; 8 receivers, one message at a time, 100 ahead.
+* sending batches: 1 to 8 senders, batches of 100 and as many as fit; 8 senders, as many as fit;
+* sending one by one: 1 to 8 senders; 4 at most;
+* a queue without sessions: 1 to 24 receivers, 1 to 1,000 messages at a time, 0 to 1,000 fetched ahead, settled
+  one after the other or all at once, socket timeouts down to 2 ms; 16 receivers, one message at a time, 100 ahead.
   Asking for several at a time waits 0.2 s whenever fewer are there, and so does settling several at once;
 * sessions: 16 to 200 session receivers, 1 to 50 messages at a time, 0 or 50 fetched ahead; 50 receivers, one message
-  at a time, none ahead. Opening
-  and closing one takes a second, nearly all of it in the SDK's waits; more of them at once need more of the
-  processor's time than there is.
+  at a time, none ahead. Opening and closing one takes a second, nearly all of it in the SDK's waits; more of them
+  at once need more of the processor's time than there is.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from ..workload import SessionOrder, Workload
 
 __all__ = ["AzureRaw", "open_raw"]
 
-_SENDERS: Final = 4
-_RECEIVERS: Final = 8
+_SENDERS: Final = 8
+_SINGLE_SENDERS: Final = 4
+_RECEIVERS: Final = 16
 _SESSION_RECEIVERS: Final = 50
 _AHEAD: Final = 100
 """Messages a receiver fetches ahead on queues without sessions."""
-_BATCH: Final = 100
 _ENVELOPE: Final = 1_024
 """Bytes left free in a batch: the SDK forgets those of its own properties, which sessions are among."""
 _ACCEPT: Final = 1.0
@@ -169,15 +168,12 @@ class AzureRaw:
             batch = await _new_batch(sender)
             for message in messages:
                 entry = _message(message)
-                if len(batch) < _BATCH:
-                    try:
-                        batch.add_message(entry)
-                        continue
-                    except ValueError:
-                        pass  # it is full
-                await sender.send_messages(batch)
-                batch = await _new_batch(sender)
-                batch.add_message(entry)
+                try:
+                    batch.add_message(entry)
+                except ValueError:  # it is full
+                    await sender.send_messages(batch)
+                    batch = await _new_batch(sender)
+                    batch.add_message(entry)
             if len(batch):
                 await sender.send_messages(batch)
 
@@ -189,7 +185,8 @@ class AzureRaw:
             for message in messages:
                 await sender.send_messages(_message(message))
 
-        return await self._send(queue, _lanes(workload, tasks, by_session=True), send)
+        lanes = _lanes(workload, min(tasks, _SINGLE_SENDERS), by_session=True)
+        return await self._send(queue, lanes, send)
 
     async def _send(
         self,
