@@ -26,6 +26,8 @@ from azure.servicebus.exceptions import ServiceBusError
 from queue_runtime.testing.servicebus import (
     AccessPolicy,
     Certificate,
+    Fault,
+    Operation,
     QueueSettings,
     ServiceBusEmulator,
     emulator_in_thread,
@@ -297,3 +299,36 @@ def test_the_key_signs_as_the_policy_says() -> None:
     with emulator_in_thread(policy=policy, certificate=Certificate()) as emulator:
         run(main(emulator))
         assert emulator.counts("q").active == 0
+
+
+# --- faults ----------------------------------------------------------------------------------------
+
+
+async def happened(fault: Fault) -> None:
+    while not fault.happened:  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.01)
+
+
+def test_requests_are_throttled_stalled_and_left_unanswered(
+    emulator: ServiceBusEmulator, queue: str
+) -> None:
+    async def main() -> None:
+        async with administrator(emulator) as client:
+            emulator.faults.throttle(Operation.ADMINISTER, queue=queue)
+            with pytest.raises(HttpResponseError) as caught:
+                await client.get_queue(queue)
+            assert caught.value.status_code == 503
+            with emulator.faults.stall(queue) as stall:
+                stalled = asyncio.ensure_future(client.get_queue(queue))
+                await happened(stall)
+                assert not stalled.done()
+            assert (await stalled).name == queue
+            loss = emulator.faults.lose_answer(Operation.ADMINISTER, queue=queue)
+            deleting = asyncio.ensure_future(client.delete_queue(queue))
+            await happened(loss)
+            with pytest.raises(ResourceNotFoundError):
+                await client.get_queue(queue)  # by another connection: it was done
+            assert not deleting.done()
+            deleting.cancel()
+
+    run(main())

@@ -14,15 +14,19 @@ What is there
     Queues with and without sessions, and their dead-letter sub-queues. Locks on messages and sessions with
     renewal; sessions by name and next available; session state; complete, abandon, defer, dead-letter, release;
     delivery counts, time to live, scheduling and cancelling, duplicate detection, batches, peeking, receiving by
-    number, settling several by their lock tokens, listing sessions; limits on sizes. Connections by plain AMQP,
-    TLS or WebSockets, with shared access signatures, tokens and their rights checked, and links ended with their
+    number, settling several by their lock tokens, listing sessions; limits on sizes and on connections.
+    Connections by plain AMQP, TLS or WebSockets, with shared access signatures, tokens and their rights checked, and links ended with their
     tokens. On the same port over HTTP, or HTTPS, as the SDKs' administration clients speak it: queues created,
     looked at, counted, changed, listed and deleted.
 
 What is not
     Topics, subscriptions and rules; transactions; partitions; forwarding; roles, in whose place tokens say what
-    they allow; anything that outlives the process. Nothing is throttled unless a fault says so, and faults are
-    about AMQP only.
+    they allow; anything that outlives the process. Nothing is throttled unless a fault says so.
+
+What can go wrong on demand, by ``ServiceBusEmulator.faults``
+    Links detached by force, connections dropped, stalls, throttling and other refusals, answers that are lost (a
+    settlement without its echo), locks stolen, time that moves. Refusals, lost answers and stalls are about the
+    administration endpoint as well.
 
 Where it may differ from Azure
     Its semantics come from the SDK's source, its traffic and the documentation; they were not compared with the

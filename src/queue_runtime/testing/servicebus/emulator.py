@@ -112,7 +112,8 @@ class Faults:
     def stall(self, queue: str | None = None) -> Fault:
         """Accept and say nothing, until lifted: all connections, present and new, or all links of a queue.
 
-        What clients ask for meanwhile is done when the fault is lifted. Locks go on ending in time.
+        What clients ask for meanwhile is done when the fault is lifted, in order, but for what came from
+        connections that are gone by then. Locks go on ending in time.
         """
         return self._home.call(partial(self._book.stall, queue))
 

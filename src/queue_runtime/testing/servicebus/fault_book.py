@@ -29,6 +29,9 @@ class Operation(enum.Enum):
     REQUEST = "request"
     """A request to a queue's management node."""
 
+    ADMINISTER = "administer"
+    """A request to the administration endpoint, by HTTP."""
+
     TOKEN = "token"  # noqa: S105 - a name
     """A token put to the node ``$cbs``."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -21,14 +21,16 @@ def is_http(first: bytes) -> bool:
 
 
 async def serve_http(
-    stream: trio.abc.Stream, buffer: bytes, answer: Callable[[HttpRequest], HttpAnswer]
+    stream: trio.abc.Stream,
+    buffer: bytes,
+    answer: Callable[[HttpRequest], Awaitable[HttpAnswer | None]],
 ) -> None:
     """Answer requests until the client goes away or makes one that cannot be read.
 
     Args:
         stream: Where they come from.
         buffer: What has come already.
-        answer: Answers one.
+        answer: Answers one; with ``None`` it is never answered, nor is what comes after it.
     """
     while True:
         while b"\r\n\r\n" not in buffer:
@@ -53,7 +55,11 @@ async def serve_http(
                 return
             buffer += more
         body, buffer = buffer[: int(length)], buffer[int(length) :]
-        answered = answer(HttpRequest(words[0], words[1], headers, body))
+        answered = await answer(HttpRequest(words[0], words[1], headers, body))
+        if answered is None:
+            while await stream.receive_some():
+                pass
+            return
         await stream.send_all(
             f"HTTP/1.1 {answered.status} {answered.reason}\r\n"
             f"Content-Type: application/atom+xml;charset=utf-8\r\nContent-Length: {len(answered.body)}\r\n\r\n".encode()

@@ -7,17 +7,19 @@ import socket
 import ssl
 import struct
 from typing import Final, final
+from urllib.parse import unquote, urlsplit
 
 import trio
 
-from .administration import Administration
+from . import atom
+from .administration import Administration, HttpAnswer, HttpRequest
 from .authority import Authority
 from .connection import Connection
 from .counters import Counters
-from .fault_book import FaultBook
+from .fault_book import FaultBook, Operation
 from .http import is_http, serve_http
 from .namespace import Namespace
-from .refusals import entity_deleted
+from .refusals import Refused, entity_deleted
 from .websocket import WebSocketStream, is_upgrade
 
 __all__ = ["Server"]
@@ -133,7 +135,7 @@ class Server:
                 await self._serve_websocket(tcp, stream, first)
             elif is_http(first):
                 self.counters.http_connections += 1
-                await serve_http(stream, first, self._administration.answer)
+                await serve_http(stream, first, self._administer)
             elif first:
                 await self._serve_amqp(tcp, stream, first)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -142,6 +144,20 @@ class Server:
             _logger.exception("a connection to the emulator ended by an error of the emulator's")
         finally:
             await trio.aclose_forcefully(tcp)
+
+    async def _administer(self, request: HttpRequest) -> HttpAnswer | None:
+        """Answer a request to the administration endpoint, unless a fault has it otherwise; ``None``: never."""
+        path = unquote(urlsplit(request.target).path).strip("/")
+        while (stall := self._faults.stall_of(path)) is not None:
+            lifted = trio.Event()
+            stall.hold(lifted.set)
+            await lifted.wait()
+        try:
+            self._faults.check(Operation.ADMINISTER, path)
+        except Refused as refusal:
+            return HttpAnswer(refusal.status, atom.error(refusal.status, refusal.description))
+        answered = self._administration.answer(request)
+        return None if self._faults.loses_answer(Operation.ADMINISTER, path) else answered
 
     async def _serve_websocket(
         self, tcp: trio.SocketStream, below: trio.abc.Stream, first: bytes
