@@ -20,6 +20,7 @@ import pytest
 import trio
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ServiceRequestError
+from azure.identity import CredentialUnavailableError
 
 from queue_runtime.abc import Lease, Receiver, ReceiverOptions
 from queue_runtime.errors import AuthenticationFailed, ConnectionFailed, LockLost, QueueError
@@ -32,7 +33,7 @@ from queue_runtime.messages import (
     SettlementAction,
 )
 from queue_runtime.providers.azure import FACTORY, AzureConfig
-from queue_runtime.providers.azure.credentials import SharedKey
+from queue_runtime.providers.azure.credentials import Identity, SharedKey
 from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.providers.azure.rights import Rights
 from queue_runtime.providers.azure.wire import Credential
@@ -358,5 +359,30 @@ def test_a_fresh_token_is_not_doubted() -> None:
         assert not rights.doubt("q")
         assert not rights.doubt("unknown")
         await rights.aclose()
+
+    asyncio.run(main())
+
+
+def test_nobody_to_ask_is_an_outage_for_who_was_given_tokens_before() -> None:
+    class Machine:
+        """What azure-identity's credential says of an endpoint that is not there."""
+
+        is_there = False
+
+        async def get_token(self, *scopes: str, **_: object) -> AccessToken:
+            if not self.is_there:
+                raise CredentialUnavailableError("no response from the IMDS endpoint")
+            return AccessToken("a", 0)
+
+    async def main() -> None:
+        machine = Machine()
+        identity = Identity(machine)
+        with pytest.raises(CredentialUnavailableError):
+            await identity.get_token("scope")
+        machine.is_there = True
+        assert (await identity.get_token("scope")).token == "a"
+        machine.is_there = False
+        with pytest.raises(ConnectionFailed, match="cannot be reached"):
+            await identity.get_token("scope")
 
     asyncio.run(main())

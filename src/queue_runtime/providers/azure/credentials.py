@@ -18,7 +18,7 @@ from .wire import Credential
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken
 
-__all__ = ["SharedKey", "open_credential"]
+__all__ = ["Identity", "SharedKey", "open_credential"]
 
 _LIFE: Final = 3_600.0
 """Seconds that a token made with a key is good for; a new one is shown before."""
@@ -65,7 +65,7 @@ class _Signature:
 
 
 @final
-class _Identity:
+class Identity:
     """A credential of azure-identity.
 
     One that has given tokens before and now finds nobody to ask meets an outage, which is over some time; one that
@@ -77,6 +77,12 @@ class _Identity:
         self._has_given = False
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """What the credential gives.
+
+        Raises:
+            ConnectionFailed: It gave tokens before, and now nobody is there to ask.
+            Exception: What azure-identity raises.
+        """
         from azure.identity import CredentialUnavailableError
 
         try:
@@ -113,7 +119,7 @@ async def open_credential(config: AzureConfig, stack: AsyncExitStack) -> Credent
     except ValueError as error:
         raise ConfigurationError(f"auth is {config.auth}: {error}") from safe_cause(error)
     await stack.enter_async_context(credential)
-    return _Identity(credential)
+    return Identity(credential)
 
 
 def _of_identity(config: AzureConfig) -> Any:
