@@ -15,9 +15,9 @@ What is there
     renewal; sessions by name and next available; session state; complete, abandon, defer, dead-letter, release;
     delivery counts, time to live, scheduling and cancelling, duplicate detection, batches, peeking, receiving by
     number, settling several by their lock tokens, listing sessions; limits on sizes and on connections.
-    Connections by plain AMQP, TLS or WebSockets, with shared access signatures, tokens and their rights checked, and links ended with their
-    tokens. On the same port over HTTP, or HTTPS, as the SDKs' administration clients speak it: queues created,
-    looked at, counted, changed, listed and deleted.
+    Connections by plain AMQP, TLS or WebSockets, with shared access signatures, tokens and their rights checked,
+    and links ended with their tokens. On the same port over HTTP, or HTTPS, as the SDKs' administration clients
+    speak it: queues created, looked at, counted, changed, listed and deleted.
 
 What is not
     Topics, subscriptions and rules; transactions; partitions; forwarding; roles, in whose place tokens say what
