@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, final
 from urllib.parse import urlencode, urlsplit
 
@@ -45,6 +45,7 @@ __all__ = [
     "linked",
     "receive_all",
     "settlements",
+    "timed",
     "url_of",
     "work",
     "work_off",
@@ -110,6 +111,16 @@ class Link:
 
     def counts(self) -> dict[str, int]:
         return self.emulator.counts(str(self.queue))
+
+    @contextmanager
+    def count_requests(self) -> Iterator[Callable[[], int]]:
+        """How many requests to management nodes were answered since."""
+
+        def made() -> int:
+            return sum(self.emulator.statistics()["requests"].values())
+
+        before = made()
+        yield lambda: made() - before
 
     def assert_empty(self, dead: int = 0) -> None:
         counts = self.counts()
@@ -203,12 +214,35 @@ def work(count: int, sessions: int = 2, first: int = 0) -> list[Message]:
 
 
 async def again(call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    """Make a call until its error is not that of a network."""
+    """Make a call until its error is none that passes by itself."""
     while True:
         try:
             return await call(*arguments)
-        except (ConnectionFailed, OperationTimeout):
+        except QueueError as error:
+            if not error.is_transient:
+                raise
             await trio.sleep(0.01)
+
+
+async def timed(calls: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
+    """How long calls take, side by side; they fail as a network does, or have nothing to tell."""
+    took: dict[str, float] = {}
+
+    async def call(name: str) -> None:
+        began = trio.current_time()
+        try:
+            answer = await calls[name]()
+        except (OperationTimeout, ConnectionFailed):
+            answer = None
+        took[name] = trio.current_time() - began
+        for each in answer if isinstance(answer, list) else [answer]:
+            assert each is None or isinstance(each, (OperationTimeout, ConnectionFailed)), name
+
+    with trio.fail_after(SOON):
+        async with trio.open_nursery() as nursery:
+            for name in calls:
+                nursery.start_soon(call, name)
+    return took
 
 
 async def receive_all(receiver: Receiver, count: int) -> list[Delivery]:

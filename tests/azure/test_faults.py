@@ -24,7 +24,6 @@ from queue_runtime import (
     InvalidReceipt,
     LockLost,
     Message,
-    OperationTimeout,
     QueueError,
     SessionId,
     SettlementAction,
@@ -48,6 +47,7 @@ from .linked import (
     linked,
     receive_all,
     settlements,
+    timed,
     work_off,
 )
 
@@ -353,27 +353,6 @@ async def test_calls_into_a_black_hole_end_in_time_and_recover(
         if sessions:
             assert ledger.firsts() == in_order(20)
         link.assert_empty()
-
-
-async def timed(calls: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
-    """How long calls take, side by side; they fail as a network does, or have nothing to tell."""
-    took: dict[str, float] = {}
-
-    async def call(name: str) -> None:
-        began = trio.current_time()
-        try:
-            answer = await calls[name]()
-        except (OperationTimeout, ConnectionFailed):
-            answer = None
-        took[name] = trio.current_time() - began
-        for each in answer if isinstance(answer, list) else [answer]:
-            assert each is None or isinstance(each, (OperationTimeout, ConnectionFailed)), name
-
-    with trio.fail_after(SOON):
-        async with trio.open_nursery() as nursery:
-            for name in calls:
-                nursery.start_soon(call, name)
-    return took
 
 
 async def test_a_slow_link_delays_and_loses_nothing(

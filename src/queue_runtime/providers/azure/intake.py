@@ -299,6 +299,9 @@ class Intake:
             self._add(source)
 
     def _add(self, source: SessionSource) -> None:
+        for other in list(self._sessions):
+            if other.session_id == source.session_id:
+                other.give_up("it was granted anew, to us")
         self._sessions[source] = None
         if source.is_ready:
             self.arrived(source)
@@ -313,7 +316,7 @@ class Intake:
             now = time.monotonic()
             for source in list(self._sessions):
                 if now > source.expires + _LATE * self.locks.duration:
-                    source.give_up()
+                    source.give_up("it was not renewed in time")
             for source in self._free():
                 if not source.buffer and now > source.granted_at + _EMPTY:
                     source.withdraw()

@@ -127,7 +127,7 @@ class Link:
     def _fail_waiting(self, error: BaseException) -> None:
         raise NotImplementedError
 
-    async def _end(self) -> None:
+    async def _end(self, why: BaseException | None = None) -> None:
         """Detach and end the AMQP session, without waiting."""
         if not self._closing:
             self._closing = True
@@ -139,8 +139,8 @@ class Link:
                 if self._session.state is not SessionState.BEGIN_SENT:
                     await self._end_session()
             if self.error is None:
-                self.error = AMQPLinkError(
-                    ErrorCondition.ClientError, description="The link was closed."
+                self.error = why or AMQPLinkError(
+                    ErrorCondition.LinkDetachForced, description="The link was closed."
                 )
             self._fail_waiting(self.error)
 
@@ -148,10 +148,10 @@ class Link:
         with suppress(Exception):
             await self._session.end()
 
-    async def aclose(self) -> None:
-        """Close the link and wait until the peer has; never fails."""
+    async def aclose(self, why: BaseException | None = None) -> None:
+        """Close the link and wait until the peer has; never fails. Who still waits for an answer is told ``why``."""
         was_lost = self.error is not None
-        await self._end()
+        await self._end(why)
         if not was_lost and self._wire.error is None:
             self._wire.on_lost(self, self._disconnected)
             try:

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol, final
 
 import attrs
-from azure.servicebus._common.constants import (
-    REQUEST_RESPONSE_RENEWLOCK_OPERATION,
-    REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION,
-)
+from azure.servicebus._common.constants import REQUEST_RESPONSE_RENEWLOCK_OPERATION
 
 from queue_runtime.errors import QueueError
 from queue_runtime.messages import SettlementAction
@@ -102,7 +99,7 @@ class PlainSource(Source):
         """The link is gone; locks are not, and what was taken can still be settled. What was not comes again."""
         self._inlet = None
         for arrival in self.buffer:
-            self._held.pop(arrival.tag, None)
+            self._forget(arrival)
         self.buffer.clear()
         self._owner.failed(error)
 
@@ -128,6 +125,8 @@ class PlainSource(Source):
             if not work.delay:
                 held = self._held.get(work.arrival.tag)
                 inlet = None if held is None or held.inlet.error is not None else held.inlet
+                if work.arrival.tag in self._open_ends:
+                    inlet = None
                 groups.setdefault(inlet, []).append(work)
         settling = [self._settle_on(inlet, group) for inlet, group in groups.items()]
         delaying = self._delay([work for work in works if work.delay])
@@ -140,21 +139,15 @@ class PlainSource(Source):
         self, inlet: Inlet | None, works: Sequence[Work]
     ) -> dict[Work, QueueError | None]:
         if inlet is None:
-            answers = [await self._settle_by_token(work) for work in works]
+            answers = await asyncio.gather(*map(self._settle_by_token, works))
         else:
             futures = await inlet.settle([(work.arrival, work.outcome) for work in works])
             answers = await self._answers(futures, "settle")
+            self._note(works, futures, answers)
         for work, answer in zip(works, answers, strict=True):
             if is_settled(answer):
-                self._held.pop(work.arrival.tag, None)
+                self._forget(work.arrival)
         return dict(zip(works, answers, strict=True))
-
-    async def _settle_by_token(self, work: Work) -> QueueError | None:
-        """Settle a message whose link is gone: its lock is not."""
-        asked = self._owner.api.manage(
-            self._owner.entity, REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION, work.request
-        )
-        return await self._try("settle", asked)
 
     # --- delays ------------------------------------------------------------------------------------
 
@@ -218,7 +211,11 @@ class PlainSource(Source):
         for held in [held for held in self._held.values() if held.locked_at < over]:
             if held.arrival in self.buffer:
                 self.buffer.remove(held.arrival)
-            del self._held[held.arrival.tag]
+            self._forget(held.arrival)
+
+    def _forget(self, arrival: Arrival) -> None:
+        self._held.pop(arrival.tag, None)
+        self._open_ends.pop(arrival.tag, None)
 
     async def close(self) -> None:
         """Give everything back, and close the link."""

@@ -183,7 +183,7 @@ class Requests:
             self._ready.set_exception(
                 error
                 or AMQPLinkError(
-                    ErrorCondition.ClientError,
+                    ErrorCondition.LinkDetachForced,
                     description=f"The node {self._node} cannot be opened.",
                 )
             )

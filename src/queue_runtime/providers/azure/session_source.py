@@ -149,6 +149,8 @@ class SessionSource(Source):
         What goes back goes to its place in the queue, so all that came after it goes back too, before more
         may come: the link has no credit meanwhile.
         """
+        if self.stage is Stage.OVER:
+            return [LockLost(f"the lock on session {self.session_id!a} is over")] * len(works)
         now = [work for work in works if not work.delay]
         late = [work for work in works if work.delay]
         goes_back = late or any(work.goes_back for work in now)
@@ -156,10 +158,16 @@ class SessionSource(Source):
         if goes_back:
             await self._hold_back()
         try:
-            futures = await self._inlet.settle([(work.arrival, work.outcome) for work in now])
+            first = [work for work in now if work.arrival.tag not in self._open_ends]
+            futures = await self._inlet.settle([(work.arrival, work.outcome) for work in first])
             if goes_back:
                 await self._return_buffered()
-            answers.update(zip(now, await self._answers(futures, "settle"), strict=True))
+            said = await self._answers(futures, "settle")
+            self._note(first, futures, said)
+            answers.update(zip(first, said, strict=True))
+            rest = [work for work in now if work not in answers]
+            once_more = await asyncio.gather(*map(self._settle_again, rest))
+            answers.update(zip(rest, once_more, strict=True))
             self.unsettled -= sum(map(is_settled, answers.values()))
             if late:
                 answers.update(await self._delay(late))
@@ -169,6 +177,13 @@ class SessionSource(Source):
             else:
                 await self._refill()
         return [answers[work] for work in works]
+
+    async def _settle_again(self, work: Work) -> QueueError | None:
+        error = await self._settle_by_token(work, self._inlet, self.session_id)
+        if isinstance(error, LockLost):
+            # Done the first time, or the session is gone: nobody can tell, and messages behind it wait.
+            self.give_up("what became of a settlement is not known")
+        return error
 
     async def _refill(self) -> None:
         """Let as many more messages come as may be unsettled."""
@@ -192,9 +207,14 @@ class SessionSource(Source):
         """Everything was given back: let messages come again, from the lowest."""
         while self._returned:
             returned, self._returned = self._returned, []
-            await self._answers(returned, "release")
+            self._check_returned(await self._answers(returned, "release"))
         self._returning -= 1
         await self._refill()
+
+    def _check_returned(self, answers: Sequence[QueueError | None]) -> None:
+        """What did not go back returns with the link, before anything can overtake it."""
+        if not all(map(is_settled, answers)):
+            self.give_up("messages could not be given back")
 
     # --- delays ------------------------------------------------------------------------------------
 
@@ -215,7 +235,7 @@ class SessionSource(Source):
         await self._hold_back()
         try:
             futures = await self._inlet.settle([(work.arrival, ABANDONED)])
-            await self._answers(futures, "abandon")
+            self._check_returned(await self._answers(futures, "abandon"))
         finally:
             self._delayed.pop(work.arrival, None)
             self.unsettled -= 1
@@ -275,10 +295,13 @@ class SessionSource(Source):
                 task.cancel()
         self._owner.over(self)
 
-    def give_up(self) -> None:
-        """Its lock should have ended long ago and nobody said so."""
-        self._lost(LockLost(f"the lock on session {self.session_id!a} was not renewed in time"))
-        self._owner.spawn(self._inlet.aclose())
+    def give_up(self, why: str) -> None:
+        """Take its lock for lost, as something shows that it is, or that it is of no use."""
+        if self.stage is Stage.OVER:
+            return
+        lost = LockLost(f"the lock on session {self.session_id!a} is over: {why}")
+        self._lost(lost)
+        self._owner.spawn(self._inlet.aclose(lost))
 
     def withdraw(self) -> None:
         """Give the session back, as nobody holds it; from now on nobody gets it."""

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, final
 
+from azure.servicebus._common.constants import REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION
+
 from queue_runtime.errors import LockLost, OperationTimeout, QueueError
 
 from .api import AzureApi
 from .errors import Call, from_azure
-from .inlet import Arrival
-from .settling import Work
+from .inlet import Arrival, Inlet
+from .settling import Work, is_settled
 
 __all__ = ["LockClock", "Owner", "Source"]
 
@@ -89,6 +91,7 @@ class Source(ABC):
     def __init__(self, owner: Owner) -> None:
         self.buffer: deque[Arrival] = deque()
         self._owner = owner
+        self._open_ends: dict[bytes, asyncio.Future[None]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -102,6 +105,30 @@ class Source(ABC):
     @abstractmethod
     async def settle(self, works: Sequence[Work]) -> list[QueueError | None]:
         """Settle messages; for each ``None`` when the broker has confirmed, or why not."""
+
+    def _note(
+        self,
+        works: Sequence[Work],
+        futures: Sequence[asyncio.Future[None]],
+        answers: Sequence[QueueError | None],
+    ) -> None:
+        """Remember what a link leaves open: it takes each settlement once, whatever becomes of it."""
+        for work, future, answer in zip(works, futures, answers, strict=True):
+            if not is_settled(answer):
+                self._open_ends[work.arrival.tag] = future
+
+    async def _settle_by_token(
+        self, work: Work, inlet: Inlet | None = None, session: str | None = None
+    ) -> QueueError | None:
+        """Settle a message whose link is gone, kept silent or refused to: its lock is a matter of its own."""
+        before = self._open_ends.get(work.arrival.tag)
+        if before is not None and before.done() and before.exception() is None:
+            return None  # the answer came after all
+        body = work.request if session is None else {**work.request, "session-id": session}
+        asked = self._owner.api.manage(
+            self._owner.entity, REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION, body, link=inlet
+        )
+        return await self._try("settle", asked)
 
     async def _answers(
         self, futures: Sequence[asyncio.Future[None]], operation: str

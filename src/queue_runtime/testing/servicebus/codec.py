@@ -139,7 +139,8 @@ def decode_value(raw: bytes) -> Any:
     data.decode(raw)
     data.rewind()
     data.next()
-    return data.get_object()
+    value = data.get_object()
+    return bytes(value) if isinstance(value, memoryview) else value  # a view of what proton frees
 
 
 def encode_value(value: Any) -> bytes:
