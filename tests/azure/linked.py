@@ -44,6 +44,7 @@ __all__ = [
     "leases",
     "linked",
     "receive_all",
+    "settle_until_told",
     "settlements",
     "timed",
     "url_of",
@@ -262,6 +263,19 @@ def settlements(
 
 async def complete(receiver: Receiver, deliveries: Sequence[Delivery]) -> None:
     assert await receiver.settle(settlements(deliveries)) == [None] * len(deliveries)
+
+
+async def settle_until_told(
+    receiver: Receiver,
+    deliveries: Sequence[Delivery],
+    action: SettlementAction = SettlementAction.COMPLETE,
+) -> list[QueueError | None]:
+    """Settle until each answer is one that lasts; each of them."""
+    with trio.fail_after(SOON):
+        while True:
+            answers = await again(receiver.settle, settlements(deliveries, action))
+            if not any(answer is not None and answer.is_transient for answer in answers):
+                return answers
 
 
 def leases(deliveries: Sequence[Delivery]) -> list[Lease]:

@@ -53,6 +53,7 @@ from .linked import (
     leases,
     linked,
     receive_all,
+    settle_until_told,
     settlements,
     timed,
     work_off,
@@ -177,7 +178,7 @@ async def test_a_silent_queue_is_waited_for_so_long_and_no_longer(
         assert max(took.values()) <= 3 * PATIENCE + SLACK, took
         emulator.lift_faults()
         # What was asked for is done now; nobody knew, so it is asked for again.
-        for answer in await again(receiver.settle, settlements(deliveries)):
+        for answer in await settle_until_told(receiver, deliveries):
             assert answer is None or isinstance(answer, (InvalidReceipt, LockLost))
         results = await again(sender.send, messages)
         assert [result.error for result in results] == [None] * 10
@@ -237,7 +238,7 @@ async def test_nothing_counts_as_settled_before_the_broker_said_so(
         assert isinstance(answers[0], OperationTimeout)
         assert answers[1:] == [None, None]
         # Asked again, the broker has a word about it, in whichever way.
-        [answer] = await receiver.settle(settlements(deliveries[:1], action))
+        [answer] = await settle_until_told(receiver, deliveries[:1], action)
         assert answer is None or isinstance(answer, (InvalidReceipt, LockLost))
 
 

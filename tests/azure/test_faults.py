@@ -46,6 +46,7 @@ from .linked import (
     leases,
     linked,
     receive_all,
+    settle_until_told,
     settlements,
     timed,
     work_off,
@@ -161,7 +162,7 @@ async def test_a_reset_while_settling(
         answers = await attempted(receiver, deliveries, action)
         assert fault.has_fired
         assert any(answers)
-        for answer in await again(receiver.settle, settlements(deliveries, action)):
+        for answer in await settle_until_told(receiver, deliveries, action):
             assert answer is None or isinstance(answer, (InvalidReceipt, LockLost))
         ends = action in (SettlementAction.COMPLETE, SettlementAction.DEAD_LETTER)
         ledger = Ledger(

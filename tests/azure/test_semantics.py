@@ -56,10 +56,12 @@ def test_what_comes_later_goes_to_those_with_credit_in_turn(clock: Clock) -> Non
     assert first.take_bodies(9) == [4, 5]
 
 
-def test_no_credit_no_message(clock: Clock) -> None:
+@pytest.mark.parametrize("credit", [0, -10])
+def test_no_credit_no_message(clock: Clock, credit: int) -> None:
+    """Below zero is what taking it back comes to while messages are on their way."""
     queue = new_queue(clock)
     client = Client(queue).attach(credit=1)
-    queue.flow(client.consumer, 0)
+    queue.flow(client.consumer, credit)
     put(queue, "a")
     assert client.got == []
 

@@ -271,9 +271,12 @@ class Queue:
     # Delivering
 
     def flow(self, consumer: Consumer, credit: int) -> None:
-        """The consumer can take ``credit`` messages from now on; 0 stops it."""
+        """The consumer can take ``credit`` messages from now on; 0 stops it.
+
+        Below 0 is what is left when credit is taken back while messages are on their way.
+        """
         self._timers.run()
-        consumer.credit = credit
+        consumer.credit = max(0, credit)
         lane = consumer.lane
         if lane is None:
             return
