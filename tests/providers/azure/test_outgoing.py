@@ -11,12 +11,15 @@ import pytest
 pytest.importorskip("azure.servicebus", reason="pip install 'queue-runtime[azure]'")
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus._pyamqp.constants import LinkDeliverySettleReason
+from azure.servicebus._pyamqp.error import MessageException
 from azure.servicebus._transport._pyamqp_transport import PyamqpTransport
 
 from queue_runtime.messages import Message
 from queue_runtime.providers.azure.codec import encode
 from queue_runtime.providers.azure.entries import NATIVE_HEADERS, Entry, in_batch, wire_size
 from queue_runtime.providers.azure.outgoing import as_batch, as_message, encoded
+from queue_runtime.providers.azure.outlet import _rejection
 
 TOKEN = "0123456789abcdef" * 2
 NOW = datetime(2026, 5, 4, 3, 2, 1, 987_000, tzinfo=UTC)
@@ -80,3 +83,11 @@ def test_a_batch_is_what_the_sdk_makes_of_the_same_messages() -> None:
     own = len(encoded(batch))
     payload_sizes = sum(in_batch(wire_size(entry)) for entry in entries)
     assert own - payload_sizes == len(encoded(as_batch([], entries[0])))
+
+
+@pytest.mark.parametrize("details", [[b"amqp:not-allowed"], [b"amqp:not-allowed", b"no"], [], None])
+def test_a_rejection_may_leave_out_what_it_likes(details: list[bytes] | None) -> None:
+    """The SDK's own sender waits for ever when the third field of the error is missing."""
+    error = _rejection(LinkDeliverySettleReason.DISPOSITION_RECEIVED, {"rejected": [details]})
+    assert isinstance(error, MessageException)
+    assert ("amqp:not-allowed" in str(error)) == bool(details)
