@@ -84,7 +84,7 @@ def sessions(request: pytest.FixtureRequest) -> bool:
 
 # --- again and again -----------------------------------------------------------------------------------
 
-STRIKES_PER_TEST = 8
+STRIKES_PER_TEST = 5
 
 Strike = Callable[[Link, int], object]
 
@@ -103,7 +103,7 @@ STRIKES: dict[str, Strike] = {
     "trouble": lambda link, _: link.fault("refuse", count=3),
     "no_echo": lambda link, _: link.fault("lose_answer", "SETTLE", "SEND"),
     "steal": steal,
-    "time": lambda link, _: link.emulator.fault("move_time", seconds=2.5),
+    "time": lambda link, _: link.emulator.fault("move_time", seconds=1.5),
 }
 
 
@@ -115,7 +115,7 @@ async def test_trouble_again_and_again(
     strikes = 0
     sent = 0
     options = {"operation_timeout": 0.3}
-    async with linked(emulator, sessions=sessions, lock=2.0, options=options) as link:
+    async with linked(emulator, sessions=sessions, lock=1.0, options=options) as link:
         receiver, sender = await link.receiver(), await link.sender()
         ledger = Ledger()
         async with trio.open_nursery() as nursery:
