@@ -207,6 +207,73 @@ async def test_a_cancelled_asker_may_take_its_item_back(
     assert calls.batches == ([(1,), (4,)] if withdraw else [(1,), (2, 3), (4,)])
 
 
+async def test_a_lone_asker_calls_by_itself_and_what_comes_meanwhile_goes_next(
+    autojump_clock: Clock,
+) -> None:
+    calls = Calls()
+    callers: list[str] = []
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        callers.append(trio.lowlevel.current_task().name)
+        return await calls(batch)
+
+    coalescer = Coalescer(flush, max_batch=10, lets_call=True)
+    me = trio.lowlevel.current_task().name
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(coalescer.run)
+        assert await coalescer.ask(1) == -1
+        assert await coalescer.ask(2) == -2
+        assert me not in callers[:1]
+        assert callers[1:] == [me]
+        async with trio.open_nursery() as askers:
+            for item in (3, 4, 5):
+                askers.start_soon(coalescer.ask, item)
+        with trio.fail_after(3):
+            await coalescer.wait_idle()
+        # Whoever had company leaves the next call to the one who calls for all.
+        assert sorted(map(len, calls.batches)) == [1, 1, 1, 2]
+        assert callers[-1] == callers[0]
+        assert await coalescer.ask(6) == -6
+        assert callers[-1] == callers[0]
+        nursery.cancel_scope.cancel()
+    assert calls.most == 1
+
+
+async def test_a_lone_call_is_cancelled_with_its_asker_and_nobody_waits_for_it(
+    autojump_clock: Clock,
+) -> None:
+    async def close_soon(coalescer: Coalescer[int, int]) -> None:
+        await trio.sleep(0.5)
+        coalescer.close()
+
+    calls = Calls()
+    coalescer = Coalescer(calls, max_batch=10, lets_call=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(coalescer.run)
+        assert await coalescer.ask(1) == -1
+        with trio.move_on_after(0.5) as scope:
+            await coalescer.ask(2)
+        assert scope.cancelled_caught
+        assert calls.under_way == 0
+        await coalescer.wait_idle()
+        calls.error = ConnectionFailed("down")
+        with pytest.raises(ConnectionFailed):
+            await coalescer.ask(3)
+        calls.error = None
+        async with trio.open_nursery() as askers:
+            for item in (4, 5):
+                askers.start_soon(coalescer.ask, item)
+        calls.error = ConnectionFailed("down")  # makes the next one lonely again
+        with pytest.raises(ConnectionFailed):
+            await coalescer.ask(6)
+        nursery.start_soon(close_soon, coalescer)
+        with pytest.raises(trio.ClosedResourceError, match="unknown"):
+            await coalescer.ask(7)
+        nursery.cancel_scope.cancel()
+    assert calls.batches[:3] == [(1,), (2,), (3,)]
+    assert sorted(calls.batches[3:]) == [(4,), (5,), (6,), (7,)]
+
+
 async def test_closed_nobody_waits_for_an_answer(autojump_clock: Clock) -> None:
     calls = Calls()
     coalescer = Coalescer(calls, max_batch=1)

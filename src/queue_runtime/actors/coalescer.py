@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Generic, TypeAlias, TypeVar, final
+from typing import Final, Generic, TypeAlias, TypeVar, final
 
 import outcome
 import trio
@@ -14,6 +14,8 @@ from ..errors import QueueError
 from .signal import Signal
 
 __all__ = ["Answered", "Coalescer"]
+
+_CLOSED: Final = "closed; whether it took effect is unknown"
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -35,6 +37,9 @@ class Coalescer(Generic[Item, Answer]):
         workers: Most calls under way at once.
         linger: Seconds to wait for a batch to fill.
         withdraw: Whether an item whose asker is cancelled is taken out while it is still queued.
+        lets_call: Whether an asker may make a call itself, which is cancelled with it: after a call for one item,
+            if no other is under way. Whoever asks alone is not served by turns of another task, which cost more
+            than a call in memory. With one worker and without ``linger`` only.
     """
 
     def __init__(
@@ -45,12 +50,16 @@ class Coalescer(Generic[Item, Answer]):
         workers: int = 1,
         linger: float = 0.0,
         withdraw: bool = True,
+        lets_call: bool = False,
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
         self._workers = workers
         self._linger = linger
         self._withdraws = withdraw
+        self._lets_call = lets_call
+        self._is_lonely = False  # the last call was for one item, and nobody came meanwhile
+        self._own_call: trio.CancelScope | None = None  # made by an asker
         self._groups: deque[_Group[Item, Answer]] = deque()
         self._last: _Group[Item, Answer] | None = None  # the last of them, while it may grow
         self._oldest = 0.0
@@ -92,7 +101,7 @@ class Coalescer(Generic[Item, Answer]):
     async def ask(self, item: Item) -> Answer:
         """Queue ``item`` and wait for its answer.
 
-        Cancelled later than the call began, the call goes on and its answer is dropped.
+        Cancelled later than the call began, the call goes on and its answer is dropped, unless it is the asker's own.
 
         Raises:
             QueueError: What ``flush`` raised.
@@ -100,6 +109,8 @@ class Coalescer(Generic[Item, Answer]):
         """
         if self._closed:
             raise trio.ClosedResourceError("closed")
+        if self._lets_call and self._is_lonely and not self._groups and not self._calls:
+            return await self._call_alone(item)
         task = trio.lowlevel.current_task()
         is_waiting = True
 
@@ -127,6 +138,22 @@ class Coalescer(Generic[Item, Answer]):
         answer: Answer = await trio.lowlevel.wait_task_rescheduled(abort)
         return answer
 
+    async def _call_alone(self, item: Item) -> Answer:
+        self._idle = trio.Event()
+        self._calls += 1
+        try:
+            with trio.CancelScope() as self._own_call:
+                [answer] = await self._flush([item])
+                return answer
+        finally:
+            self._own_call = None
+            self._calls -= 1
+            self._is_lonely = not self._groups
+            if self._groups and not self._closed:
+                self._arrived.wake()
+            self._rest()
+        raise trio.ClosedResourceError(_CLOSED)
+
     async def wait_idle(self) -> None:
         """Hurry what is queued along; return when everything submitted so far was answered, or never will be."""
         if self._groups or self._calls:
@@ -137,8 +164,10 @@ class Coalescer(Generic[Item, Answer]):
     def close(self) -> None:
         """Refuse what is asked from now on, and leave whoever waits for an answer without it."""
         self._closed = True
+        if self._own_call is not None:
+            self._own_call.cancel()
         for answered in list(self._waiting.values()):
-            answered((), trio.ClosedResourceError("closed; whether it took effect is unknown"))
+            answered((), trio.ClosedResourceError(_CLOSED))
 
     async def run(self) -> None:
         """Flush until cancelled. What is queued then stays unanswered."""
@@ -151,7 +180,7 @@ class Coalescer(Generic[Item, Answer]):
                         with trio.move_on_at(self._oldest + self._linger):
                             while not self._is_full() and not self._hurry:
                                 await self._arrived.wait()
-                    while self._groups:
+                    while self._groups and self._own_call is None:
                         if self._workers == 1:
                             await self._flush_some()
                             continue
@@ -177,6 +206,7 @@ class Coalescer(Generic[Item, Answer]):
         )
         answers: Sequence[Answer] | QueueError
         self._calls += 1
+        self._is_lonely = len(batch) == 1
         try:
             answers = await self._flush(batch)
         except QueueError as error:

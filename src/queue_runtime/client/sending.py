@@ -115,6 +115,7 @@ class Sending:
                 outbox = Coalescer(
                     partial(self._send_all, sender),
                     max_batch=self._provider.capabilities.max_batch_messages,
+                    lets_call=True,
                 )
                 self._outboxes[queue] = outbox
                 self._nursery.start_soon(outbox.run)
