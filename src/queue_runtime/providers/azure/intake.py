@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, final
 
@@ -91,8 +90,11 @@ class Intake:
         self._wait = min(config.accept_wait, config.lock_duration / 4)
         self._max_sessions = min(max_sessions, config.max_sessions)
         self._on_lost = on_lost
-        self._sessions: dict[SessionSource, None] = {}
-        self._ready: deque[Source] = deque()
+        # By id, and which of them stand so: nothing here takes longer the more sessions are idle.
+        self._sessions: dict[str, SessionSource] = {}
+        self._free: dict[SessionSource, None] = {}
+        self._parked: set[SessionSource] = set()
+        self._ready: dict[Source, None] = {}
         self._accepting: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sleepers: set[asyncio.Future[None]] = set()
@@ -113,17 +115,20 @@ class Intake:
 
     def arrived(self, source: Source) -> None:
         """Something came that can be taken."""
-        if source not in self._ready:
-            self._ready.append(source)
+        self._ready.setdefault(source)
         self._changed()
 
     def over(self, source: SessionSource) -> None:
         """A session was given back or lost."""
-        self._sessions.pop(source, None)
+        if self._sessions.get(source.session_id) is source:
+            del self._sessions[source.session_id]
+        self._free.pop(source, None)
+        self._parked.discard(source)
         self._changed()
 
-    def parked(self, _: SessionSource) -> None:
+    def parked(self, source: SessionSource) -> None:
         """A session is only kept for a delay: it takes no room."""
+        self._parked.add(source)
         self._changed()
 
     def lost(self, source: SessionSource, error: QueueError) -> None:
@@ -181,10 +186,8 @@ class Intake:
         self._begin(me)
         try:
             while not self._closed:
-                for source in self._sessions:
-                    if source.stage is Stage.FREE:
-                        source.stage = Stage.LEASED
-                        return source
+                for source in self._free:
+                    return self._lease(source)
                 self._raise_failure("accept session")
                 self._start_acceptors()
                 if not await self._sleep(deadline):
@@ -202,9 +205,8 @@ class Intake:
         with mapped("accept session", self.entity):
             source = await SessionSource.open(self, session, 0.0)
             source.check()
-        source.stage = Stage.LEASED
         self._add(source)
-        return source
+        return self._lease(source)
 
     def _begin(self, me: object) -> None:
         self._wanted.add(me)
@@ -252,17 +254,22 @@ class Intake:
             if count <= 0:
                 break
             share = -(-count // (len(ready) - position))
-            self._ready.remove(source)
+            del self._ready[source]
             arrivals = source.take(share)
             count -= len(arrivals)
             if source.is_ready:
-                self._ready.append(source)
+                self._ready[source] = None
             if isinstance(source, SessionSource):
-                source.stage = Stage.LEASED
+                self._lease(source)
             taken.append(Take(source, arrivals))
         for source in [source for source in self._ready if not source.is_ready]:
-            self._ready.remove(source)
+            del self._ready[source]
         return taken
+
+    def _lease(self, source: SessionSource) -> SessionSource:
+        source.stage = Stage.LEASED
+        self._free.pop(source, None)
+        return source
 
     def _may_take(self, source: Source) -> bool:
         is_free = isinstance(source, SessionSource) and source.stage is Stage.FREE
@@ -270,16 +277,13 @@ class Intake:
 
     # --- accepting ---------------------------------------------------------------------------------
 
-    def _free(self) -> list[SessionSource]:
-        return [source for source in self._sessions if source.stage is Stage.FREE]
-
     def _room(self) -> int:
-        held = sum(source.stage is not Stage.PARKED for source in self._sessions)
+        held = len(self._sessions) - len(self._parked)
         return self._max_sessions - held - len(self._accepting)
 
     def _start_acceptors(self) -> None:
         """As many as there may be: not more than are wanted, nor than there is room for."""
-        spare = self._acceptors - len(self._accepting) - len(self._free())
+        spare = self._acceptors - len(self._accepting) - len(self._free)
         for _ in range(min(spare, self._room())):
             task = self.spawn(self._accept())
             self._accepting.add(task)
@@ -299,10 +303,11 @@ class Intake:
             self._add(source)
 
     def _add(self, source: SessionSource) -> None:
-        for other in list(self._sessions):
-            if other.session_id == source.session_id:
-                other.give_up("it was granted anew, to us")
-        self._sessions[source] = None
+        other = self._sessions.get(source.session_id)
+        if other is not None:
+            other.give_up("it was granted anew, to us")
+        self._sessions[source.session_id] = source
+        self._free[source] = None
         if source.is_ready:
             self.arrived(source)
         self._changed()
@@ -314,10 +319,10 @@ class Intake:
             if self._plain is not None:
                 self._plain.sweep()
             now = time.monotonic()
-            for source in list(self._sessions):
+            for source in list(self._sessions.values()):
                 if now > source.expires + _LATE * self.locks.duration:
                     source.give_up("it was not renewed in time")
-            for source in self._free():
+            for source in list(self._free):
                 if not source.buffer and now > source.granted_at + _EMPTY:
                     source.withdraw()
 
@@ -326,7 +331,7 @@ class Intake:
         if self._wanted:
             return
         accepting = self._stop_accepting()
-        for source in self._free():
+        for source in list(self._free):
             source.withdraw()
         if self._plain is not None:
             await self._plain.idle()
@@ -378,7 +383,7 @@ class Intake:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         await self._stop_accepting()
-        sources = list(self._sessions)
+        sources = list(self._sessions.values())
         await asyncio.gather(*(source.close() for source in sources))
         if self._plain is not None:
             await self._plain.close()
