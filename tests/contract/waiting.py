@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import trio
 
@@ -14,30 +16,60 @@ from queue_runtime.testing import (
     run_contract,
 )
 
-__all__ = ["check", "run_waiting"]
+__all__ = ["check", "run_waiting", "waits"]
+
+
+def waits(case: Case) -> bool:
+    """Whether it mostly waits whatever the broker is."""
+    return case.waits
 
 
 def run_waiting(
-    request: pytest.FixtureRequest, environment: ContractEnvironment, *, concurrency: int = 8
+    request: pytest.FixtureRequest,
+    environment: ContractEnvironment,
+    *,
+    concurrency: int = 8,
+    which: Callable[[Case], bool] = waits,
 ) -> dict[Case, CaseResult]:
-    """Run those among the module's chosen tests, ``concurrency`` at a time. For its fixture ``waited``."""
+    """Run those among the module's chosen tests, ``concurrency`` at a time. For its fixture ``waited``.
+
+    Args:
+        request: Of the fixture.
+        environment: The broker.
+        concurrency: How many cases run at the same time.
+        which: Those that mostly wait with this broker.
+    """
     chosen = {
         str(item.callspec.params["case"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.module is request.module
     }
+    results: dict[Case, CaseResult] = {}
 
-    async def run() -> dict[Case, CaseResult]:
-        waiting = [case for case in contract_cases() if case.waits and case.name in chosen]
-        report = await run_contract(environment, waiting, concurrency=concurrency)
-        return {result.case: result for result in report.results}
+    async def run_one(case: Case, limiter: trio.CapacityLimiter) -> None:
+        async with limiter:
+            [results[case]] = (await run_contract(environment, [case])).results
 
-    return trio.run(run)
+    async def run_all() -> None:
+        limiter = trio.CapacityLimiter(concurrency)
+        async with trio.open_nursery() as nursery:
+            for case in contract_cases():
+                if which(case) and case.name in chosen:
+                    nursery.start_soon(run_one, case, limiter)
+
+    trio.run(run_all)
+    return results
 
 
-def check(case: Case, environment: ContractEnvironment, request: pytest.FixtureRequest) -> None:
-    """Run ``case``, or raise what came of it in the fixture ``waited``."""
-    if not case.waits:
+def check(
+    case: Case,
+    environment: ContractEnvironment,
+    request: pytest.FixtureRequest,
+    *,
+    which: Callable[[Case], bool] = waits,
+) -> None:
+    """Run ``case``, or raise what came of it in the fixture ``waited``; ``which`` as there."""
+    if not which(case):
         trio.run(run_case, case, environment)
         return
     waited: dict[Case, CaseResult] = request.getfixturevalue("waited")
