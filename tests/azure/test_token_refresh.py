@@ -1,6 +1,7 @@
 """Tokens that end: they are renewed on every open connection before that, or the loss is told and gets over.
 
-The emulator ends links with their tokens, as Service Bus does. Lives are of some seconds, on real clocks.
+The emulator ends links with their tokens, as Service Bus does. Lives are of some seconds, on real clocks; the tests
+that live through them do so side by side, and who counts at the emulator has one of its own.
 """
 
 from __future__ import annotations
@@ -39,21 +40,16 @@ from queue_runtime.providers.azure.rights import Rights
 from queue_runtime.providers.azure.wire import Credential
 from queue_runtime.secret import Secret
 
+from ..side_by_side import side_by_side
 from .emulator_process import EmulatorProcess, emulator_process
 
 SESSION = SessionId("served")
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[EmulatorProcess]:
+def emulator() -> Iterator[EmulatorProcess]:
     with emulator_process() as running:
         yield running
-
-
-@pytest.fixture
-def emulator(shared: EmulatorProcess) -> Iterator[EmulatorProcess]:
-    yield shared
-    shared.lift_faults()
 
 
 class Tokens:
@@ -134,8 +130,14 @@ def put_tokens(emulator: EmulatorProcess) -> int:
 
 
 @pytest.mark.parametrize("kind", ["key", "identity"])
-async def test_work_goes_on_over_several_lifetimes(emulator: EmulatorProcess, kind: str) -> None:
+@side_by_side
+async def test_work_goes_on_over_several_lifetimes(kind: str) -> None:
     """Senders, receivers with sessions and without, and requests beside both: no link or lock is lost."""
+    with emulator_process() as emulator:
+        await work_over_lifetimes(emulator, kind)
+
+
+async def work_over_lifetimes(emulator: EmulatorProcess, kind: str) -> None:
     with_sessions, without = new_queue(emulator), new_queue(emulator, sessions=False)
     life = 3.0
     credential = key_of(emulator, life) if kind == "key" else Tokens(emulator, life)
@@ -176,6 +178,7 @@ async def test_work_goes_on_over_several_lifetimes(emulator: EmulatorProcess, ki
     assert put_tokens(emulator) - before >= 3 * connections
 
 
+@side_by_side
 async def test_an_outage_shorter_than_the_margin_is_not_noticed(emulator: EmulatorProcess) -> None:
     queue = new_queue(emulator)
     tokens = Tokens(emulator, 10.0)
@@ -197,6 +200,7 @@ async def test_an_outage_shorter_than_the_margin_is_not_noticed(emulator: Emulat
 
 
 @pytest.mark.parametrize("how", ["is_down", "is_silent"])
+@side_by_side
 async def test_an_outage_that_lasts_is_told_and_gets_over(
     emulator: EmulatorProcess, how: str
 ) -> None:
@@ -238,7 +242,8 @@ async def test_an_outage_that_lasts_is_told_and_gets_over(
             await complete(receiver, delivery)
 
 
-async def test_a_clock_that_is_behind(emulator: EmulatorProcess) -> None:
+@side_by_side
+async def test_a_clock_that_is_behind() -> None:
     """A token that has ended by the broker's clock and not by ours is replaced when it is refused."""
     with emulator_process() as ahead:
         queue = new_queue(ahead)
@@ -292,6 +297,7 @@ async def test_a_signature_that_has_expired(emulator: EmulatorProcess) -> None:
         await provider.aclose()
 
 
+@side_by_side
 async def test_a_signature_that_expires_in_use(emulator: EmulatorProcess) -> None:
     queue = new_queue(emulator)
     config, _ = signed(emulator, queue, int(time.time()) + 3)
