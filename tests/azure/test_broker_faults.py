@@ -31,6 +31,7 @@ from queue_runtime import (
     QueueNotFound,
     SessionId,
     SessionLocked,
+    Settlement,
     SettlementAction,
     SupervisorConfig,
     Throttled,
@@ -288,6 +289,63 @@ async def test_a_request_without_an_answer_is_a_timeout_and_the_next_is_not(
         assert isinstance(error, OperationTimeout)
         assert await receiver.renew(leases(deliveries)) == [None]
         await complete(receiver, deliveries)
+
+
+async def test_what_comes_while_a_message_goes_back_does_not_overtake_it(
+    emulator: EmulatorProcess,
+) -> None:
+    """The broker fetches for credit that is not drained, and sends that first when there is credit again."""
+    async with linked(emulator, fetches_ahead=True) as link:
+        receiver = await link.receiver()
+        first, second = link.work(2, sessions=1)
+        await link.send([first])
+        deliveries = await receive_all(receiver, 1)
+        back = Settlement(deliveries[0], SettlementAction.ABANDON, delay=0.3)
+        assert await receiver.settle([back]) == [None]
+        await link.send([second])
+        deliveries = await receive_all(receiver, 2)
+        assert [int(delivery.body) for delivery in deliveries] == [0, 1]
+        await complete(receiver, deliveries)
+        await receiver.release(leases(deliveries[:1]))
+
+
+async def test_a_session_comes_again_although_who_gave_back_was_cancelled(
+    emulator: EmulatorProcess,
+) -> None:
+    """Cancelled while it waits for what was released with it, of which nothing is ever heard."""
+    async with linked(emulator, lock=60.0) as link:
+        receiver = await link.receiver()
+        await link.send(link.work(3, sessions=1))
+        deliveries = await receive_all(receiver, 1)
+        link.fault("lose_answer", "SETTLE", count=3)
+        with trio.move_on_after(1.5 * PATIENCE) as scope:
+            await receiver.settle(settlements(deliveries, SettlementAction.ABANDON))
+        assert scope.cancelled_caught
+        with trio.fail_after(SOON):
+            deliveries = await receive_all(receiver, 3)
+        assert [int(delivery.body) for delivery in deliveries] == [0, 1, 2]
+        await complete(receiver, deliveries)
+        await receiver.release(leases(deliveries[:1]))
+
+
+async def test_a_refusal_after_a_settlement_was_cancelled_is_told(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    """Who waited for the first answer no longer is told of it, and that it is settled only when it is."""
+    async with linked(emulator, sessions=sessions, options={"operation_timeout": 10}) as link:
+        await link.send(link.work(1))
+        receiver = await link.receiver()
+        deliveries = await receive_all(receiver, 1)
+        link.fault("throttle", "SETTLE", count=1)
+        link.proxy.pause()
+        with trio.move_on_after(0.2) as scope:
+            await receiver.settle(settlements(deliveries))
+        assert scope.cancelled_caught
+        link.proxy.resume()
+        # Its answer comes behind the refusal.
+        assert await receiver.renew(leases(deliveries)) == [None]
+        assert await receiver.settle(settlements(deliveries)) == [None]
+        link.assert_empty()
 
 
 # --- locks that end early ------------------------------------------------------------------------------

@@ -552,6 +552,22 @@ def test_a_lock_may_outlast_its_link(clock: Clock) -> None:
     assert Client(queue).accept("s").session == "s"
 
 
+@pytest.mark.parametrize("drained", [True, False], ids=["drained", "lowered"])
+def test_credit_may_leave_a_message_fetched(clock: Clock, drained: bool) -> None:
+    queue = new_queue(clock, requires_session=True, fetches_ahead=True)
+    put(queue, "a", session_id="s")
+    client = Client(queue).accept("s")
+    ((_, token),) = client.take(9)
+    queue.flow(client.consumer, 0, drained=drained)
+    put(queue, "b", session_id="s")
+    client.settle(token, Outcome.ABANDONED)
+    assert client.take_bodies() == (["a", "b"] if drained else ["b", "a"])
+    queue.flow(client.consumer, 0)
+    put(queue, "c", session_id="s")
+    client.detach()  # with what is fetched and what is not settled
+    assert Client(queue).accept("s").take_bodies() == ["a", "b", "c"]
+
+
 def test_a_session_is_forgotten_with_its_last_message(sessions: Any, clock: Clock) -> None:
     put(sessions, 0, session_id="expires", time_to_live=5.0)
     put(sessions, 0, session_id="done")

@@ -127,6 +127,7 @@ async def test_kills_pauses_detaches_and_resets_lose_reorder_and_overlap_nothing
         # A broker that gives a session to the next before its holder can know lets them overlap, whatever
         # they do. Service Bus is documented to keep the lock of who did not close.
         locks_outlast_links=True,
+        fetches_ahead=True,
     )
     config = ClientConfig(breaker=BreakerConfig(failure_threshold=50, open_duration=0.2))
     with trio.fail_after(DEADLINE), Recorder("test", path=tmp_path / "test.jsonl") as recorder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final, final
 
 import attrs
@@ -33,8 +32,6 @@ ANY_SESSION: Final = object()
 
 _DRAIN: Final = 1.0
 """Seconds to wait for what is on its way when nobody wants it any more; what comes later comes again."""
-
-_FIRST: Final = asyncio.FIRST_COMPLETED
 
 
 def means_no_session(error: BaseException) -> bool:
@@ -140,28 +137,46 @@ class Inlet(Link):
     async def set_credit(self, credit: int) -> None:
         """Let ``credit`` more messages come from now on, instead of what was left.
 
-        Those on their way come all the same.
+        Those on their way come all the same. Never fails: a link that cannot be written to is lost.
         """
         if self.error is None and credit != self.credit:
-            await self._link.flow(link_credit=credit)
+            await self._flow(credit)
+
+    async def take_back_credit(self) -> asyncio.Future[None]:
+        """Ask for nothing any more.
+
+        Credit that is only lowered to nothing leaves what the broker has fetched for it already, which then comes
+        with the next credit, before what was given back meanwhile. Drained, it says when there is nothing such.
+
+        Returns:
+            A future that is done when nothing is on its way any more: what was, has come, or the link is gone.
+        """
+        if self._drained is None or self._drained.done():
+            self._drained = asyncio.get_running_loop().create_future()
+            if self.error is None and self.credit > 0:
+                await self._flow(self.credit, drain=True)
+            else:
+                self._drained.set_result(None)
+        return self._drained
 
     async def drain(self) -> None:
-        """Take back all credit and wait until nothing is on its way any more; what was, has come. Never fails."""
-        if self.error is not None or self.credit <= 0:
-            return
-        self._drained = asyncio.get_running_loop().create_future()
-        with suppress(Exception):
-            await self._link.flow(link_credit=self.credit, drain=True)
-            await asyncio.wait((self._drained, self._detached), timeout=_DRAIN, return_when=_FIRST)
+        """As :meth:`take_back_credit`, and wait for it a while. Never fails."""
+        await asyncio.wait((await self.take_back_credit(),), timeout=_DRAIN)
+
+    async def _flow(self, credit: int, *, drain: bool = False) -> None:
+        try:
+            await self._link.flow(link_credit=credit, drain=drain)
+        except Exception as error:
+            self._lost(error)
 
     def flowed(self, frame: Any) -> None:
         """The peer tells how far it is."""
         count, credit = frame[5], frame[6]
-        if self._drained is not None and not credit and count is not None:
+        drained = self._drained
+        if drained is not None and not drained.done() and not credit and count is not None:
             self._link.delivery_count = count
             self._link.current_link_credit = 0
-            if not self._drained.done():
-                self._drained.set_result(None)
+            drained.set_result(None)
 
     async def settle(self, arrivals: Sequence[tuple[Arrival, Any]]) -> list[asyncio.Future[None]]:
         """Settle messages with the given outcomes, in order, without waiting in between.
@@ -173,8 +188,9 @@ class Inlet(Link):
         """
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
-        run: list[Arrival] = []
+        run: dict[Arrival, asyncio.Future[None]] = {}
         common: Any = None
+        number = 0
         for arrival, outcome in arrivals:
             before = self._settling.get(arrival.delivery_id)
             if before is not None:  # whoever asked did not wait for the answer
@@ -189,35 +205,42 @@ class Inlet(Link):
             if arrival.tag not in self._link._received_delivery_tags:
                 future.set_exception(InvalidReceipt("this delivery was settled before"))
                 continue
-            self._settling[arrival.delivery_id] = outcome_name(outcome), future
-            if run and outcome is common and arrival.delivery_id == run[-1].delivery_id + 1:
-                run.append(arrival)
-            else:
+            if run and (outcome is not common or arrival.delivery_id != number + 1):
                 await self._tell(run, common)
-                run, common = [arrival], outcome
-        await self._tell(run, common)
+                run = {}
+            run[arrival] = future
+            common, number = outcome, arrival.delivery_id
+        if run:
+            await self._tell(run, common)
         return futures
 
-    async def _tell(self, run: Sequence[Arrival], outcome: Any) -> None:
+    async def _tell(self, run: dict[Arrival, asyncio.Future[None]], outcome: Any) -> None:
         """Send the outcome of deliveries whose numbers follow each other."""
-        if not run:
-            return
+        first, *_, last = (*run, *run)
+        name = outcome_name(outcome)
+        # Cancelled while it is written, it is told all the same.
+        self._settling.update((each.delivery_id, (name, future)) for each, future in run.items())
+        tags = self._link._received_delivery_tags
+        tags.difference_update([each.tag for each in run])
+        tags.add(first.tag)  # what the engine looks for, and takes out
         try:
             await self._link._outgoing_disposition(
-                first=run[0].delivery_id,
-                last=run[-1].delivery_id,
-                delivery_tag=run[0].tag,
+                first=first.delivery_id,
+                last=last.delivery_id,
+                delivery_tag=first.tag,
                 settled=False,
                 state=outcome,
                 batchable=None,
             )
         except Exception as error:
-            for arrival in run:
-                _, future = self._settling.pop(arrival.delivery_id, (None, None))
-                if future is not None and not future.done():
+            for arrival, future in run.items():
+                self._settling.pop(arrival.delivery_id, None)
+                tags.add(arrival.tag)
+                if not future.done():
                     future.set_exception(error)
-        else:
-            self._link._received_delivery_tags.difference_update(each.tag for each in run)
+        finally:
+            if first.delivery_id in self._settling:
+                tags.discard(first.tag)
 
     def settled(self, frame: Any) -> None:
         """The peer tells what became of deliveries."""
@@ -245,6 +268,8 @@ class Inlet(Link):
             self._drained.set_result(None)  # it was used up: there is nothing to answer
 
     def _fail_waiting(self, error: BaseException) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
         settling, self._settling = self._settling, {}
         for _, future in settling.values():
             if not future.done():

@@ -142,8 +142,7 @@ class PlainSource(Source):
             answers = await asyncio.gather(*map(self._settle_by_token, works))
         else:
             futures = await inlet.settle([(work.arrival, work.outcome) for work in works])
-            answers = await self._answers(futures, "settle")
-            self._note(works, futures, answers)
+            answers = await self._told(works, futures)
         for work, answer in zip(works, answers, strict=True):
             if is_settled(answer):
                 self._forget(work.arrival)

@@ -108,6 +108,7 @@ class SessionSource(Source):
         self._inlet: Inlet
         self._returning = 0
         self._returned: list[asyncio.Future[None]] = []
+        self._drained: asyncio.Future[None] | None = None
         self._delayed: dict[Arrival, asyncio.Task[None]] = {}
 
     @property
@@ -139,7 +140,7 @@ class SessionSource(Source):
             return  # it returns with the link
         self.buffer.append(arrival)
         if self._returning or self._delayed:
-            self._owner.spawn(self._return_buffered())
+            self._returned.append(self._owner.spawn(self._return_buffered()))
         else:
             self._owner.arrived(self)
 
@@ -147,7 +148,9 @@ class SessionSource(Source):
         """Settle messages in the given order; for each ``None`` when the broker has confirmed, or why not.
 
         What goes back goes to its place in the queue, so all that came after it goes back too, before more
-        may come: the link has no credit meanwhile.
+        may come: the link has no credit meanwhile. Service Bus keeps the order of a session only if the link was
+        drained before, and what it still brought was back when more was asked for:
+        https://github.com/Azure/azure-sdk-for-net/issues/35846 and https://github.com/Azure/azure-amqp/issues/252
         """
         if self.stage is Stage.OVER:
             return [LockLost(f"the lock on session {self.session_id!a} is over")] * len(works)
@@ -155,15 +158,14 @@ class SessionSource(Source):
         late = [work for work in works if work.delay]
         goes_back = late or any(work.goes_back for work in now)
         answers: dict[Work, QueueError | None] = {}
-        if goes_back:
-            await self._hold_back()
         try:
+            if goes_back:
+                await self._hold_back()
             first = [work for work in now if work.arrival.tag not in self._open_ends]
             futures = await self._inlet.settle([(work.arrival, work.outcome) for work in first])
             if goes_back:
                 await self._return_buffered()
-            said = await self._answers(futures, "settle")
-            self._note(first, futures, said)
+            said = await self._told(first, futures)
             answers.update(zip(first, said, strict=True))
             rest = [work for work in now if work not in answers]
             once_more = await asyncio.gather(*map(self._settle_again, rest))
@@ -173,7 +175,8 @@ class SessionSource(Source):
                 answers.update(await self._delay(late))
         finally:
             if goes_back:
-                await self._go_on()
+                # On the side: who is cancelled here waits no longer, but messages have to come again.
+                await asyncio.wait((self._owner.spawn(self._go_on()),))
             else:
                 await self._refill()
         return [answers[work] for work in works]
@@ -195,16 +198,19 @@ class SessionSource(Source):
 
     async def _hold_back(self) -> None:
         self._returning += 1
-        await self._inlet.set_credit(0)
+        self._drained = await self._inlet.take_back_credit()
 
     async def _return_buffered(self) -> None:
         """Give back what came meanwhile and nobody took."""
         arrivals = [(arrival, RELEASED) for arrival in self.buffer]
         self.buffer.clear()
-        self._returned += await self._inlet.settle(arrivals)
+        futures = await self._inlet.settle(arrivals)
+        self._returned += futures
 
     async def _go_on(self) -> None:
-        """Everything was given back: let messages come again, from the lowest."""
+        """When everything was given back: let messages come again, from the lowest."""
+        if self._drained is not None:
+            self._check_returned(await self._answers([self._drained], "drain"))
         while self._returned:
             returned, self._returned = self._returned, []
             self._check_returned(await self._answers(returned, "release"))
@@ -212,7 +218,7 @@ class SessionSource(Source):
         await self._refill()
 
     def _check_returned(self, answers: Sequence[QueueError | None]) -> None:
-        """What did not go back returns with the link, before anything can overtake it."""
+        """What did not go back, or may still come, returns with the link, before anything can overtake it."""
         if not all(map(is_settled, answers)):
             self.give_up("messages could not be given back")
 
@@ -232,8 +238,8 @@ class SessionSource(Source):
     async def _abandon_late(self, work: Work) -> None:
         if not await self._keep(work.delay, self.renew):
             return
-        await self._hold_back()
         try:
+            await self._hold_back()
             futures = await self._inlet.settle([(work.arrival, ABANDONED)])
             self._check_returned(await self._answers(futures, "abandon"))
         finally:

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, final
 
 from azure.servicebus._common.constants import REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION
@@ -106,24 +107,35 @@ class Source(ABC):
     async def settle(self, works: Sequence[Work]) -> list[QueueError | None]:
         """Settle messages; for each ``None`` when the broker has confirmed, or why not."""
 
-    def _note(
-        self,
-        works: Sequence[Work],
-        futures: Sequence[asyncio.Future[None]],
-        answers: Sequence[QueueError | None],
-    ) -> None:
-        """Remember what a link leaves open: it takes each settlement once, whatever becomes of it."""
+    async def _told(
+        self, works: Sequence[Work], futures: Sequence[asyncio.Future[None]]
+    ) -> list[QueueError | None]:
+        """What became of settlements; what the link leaves open, as it takes each once, is remembered."""
+        try:
+            answers = await self._answers(futures, "settle")
+        except asyncio.CancelledError:
+            # Who asks again waits for the same answer, unless a refusal has come meanwhile.
+            for work, future in zip(works, futures, strict=True):
+                future.add_done_callback(partial(self._note_refusal, work.arrival.tag))
+            raise
         for work, future, answer in zip(works, futures, answers, strict=True):
             if not is_settled(answer):
                 self._open_ends[work.arrival.tag] = future
+        return answers
+
+    def _note_refusal(self, tag: bytes, future: asyncio.Future[None]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            self._open_ends[tag] = future
 
     async def _settle_by_token(
         self, work: Work, inlet: Inlet | None = None, session: str | None = None
     ) -> QueueError | None:
         """Settle a message whose link is gone, kept silent or refused to: its lock is a matter of its own."""
         before = self._open_ends.get(work.arrival.tag)
-        if before is not None and before.done() and before.exception() is None:
-            return None  # the answer came after all
+        if before is not None and before.done():
+            answer = self._answer(before, "settle")
+            if is_settled(answer):
+                return answer  # it came after all
         body = work.request if session is None else {**work.request, "session-id": session}
         asked = self._owner.api.manage(
             self._owner.entity, REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION, body, link=inlet
@@ -139,7 +151,7 @@ class Source(ABC):
         return [self._answer(future, operation) for future in futures]
 
     def _answer(self, future: asyncio.Future[None], operation: str) -> QueueError | None:
-        if not future.done():
+        if not future.done() or future.cancelled():
             return OperationTimeout(
                 f"{operation} on {self._owner.entity}: not confirmed within {self._owner.patience:g} s"
             )

@@ -33,7 +33,8 @@ Where it may differ from Azure
     service. Especially: which session is the next available (here the one that has waited longest); delivery
     counts (an expired lock, abandoning and deferring count, releasing and closing a session receiver do not);
     locks after a connection is lost (a session is free at once unless its queue's settings say otherwise, a
-    message stays locked for its time); settling
+    message stays locked for its time); what is fetched for credit that is taken back (nothing, unless they say
+    so too); settling
     several by token (all or none); what a duplicate's sequence number is (its original's); dead-lettering a
     dead letter (refused); the times things take.
 

@@ -129,8 +129,14 @@ class Administration:
         if "if-match" in request.headers:
             queue = self._find(path)
             settings = atom.read_settings(request.body)
-            kept = queue.settings.locks_outlast_links  # which is the emulator's own
-            queue.change(attrs.evolve(settings, locks_outlast_links=kept))
+            before = queue.settings
+            queue.change(
+                attrs.evolve(
+                    settings,  # without the emulator's own
+                    locks_outlast_links=before.locks_outlast_links,
+                    fetches_ahead=before.fetches_ahead,
+                )
+            )
             return HttpAnswer(200, atom.entry(queue))
         settings = atom.read_settings(request.body)
         if self._look(path) is not None:

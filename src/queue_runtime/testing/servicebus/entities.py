@@ -74,6 +74,9 @@ class QueueSettings:
         locks_outlast_links: A session whose receiver went without closing (killed, cut off, detached by force)
             stays locked until its lock ends, as Microsoft documents for receivers that are unable to close;
             without it, the session is free at once, before its holder can know.
+        fetches_ahead: Credit of a session's receiver that is lowered to nothing, not drained, leaves a message
+            fetched for it, which comes with the next credit, before what was given back meanwhile. That is how
+            sessions of Service Bus lose their order: https://github.com/Azure/azure-sdk-for-net/issues/35846
 
     Raises:
         ValidationError: A value is outside what is accepted.
@@ -88,6 +91,7 @@ class QueueSettings:
     max_message_bytes: int = 262_144
     max_queue_bytes: int = 1 << 30
     locks_outlast_links: bool = False
+    fetches_ahead: bool = False
 
     def __attrs_post_init__(self) -> None:
         lives = 1.0 if self.default_time_to_live is None else self.default_time_to_live
@@ -294,11 +298,13 @@ class Consumer:
         settles: Whether it settles what it gets; otherwise messages are gone once sent.
     """
 
-    __slots__ = ("credit", "lane", "receiver", "settles", "waiting")
+    __slots__ = ("credit", "fetched", "is_fetching", "lane", "receiver", "settles", "waiting")
 
     def __init__(self, receiver: Receiver, *, settles: bool = True) -> None:
         self.receiver = receiver
         self.settles = settles
         self.credit = 0
+        self.is_fetching = False
+        self.fetched: Lock | None = None  # to be sent when there is credit
         self.lane: Lane | None = None
         self.waiting: Timer | None = None  # for a session: when it has waited long enough

@@ -287,7 +287,7 @@ class Outlet(Node):
         link = self.link
         self._queue.flow(self.consumer, link.credit)
         if link.drain_mode:
-            self._queue.flow(self.consumer, 0)
+            self._queue.flow(self.consumer, 0, drained=True)
             link.drained()
             self._host.wake()
 

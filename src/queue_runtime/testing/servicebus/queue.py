@@ -270,14 +270,17 @@ class Queue:
 
     # Delivering
 
-    def flow(self, consumer: Consumer, credit: int) -> None:
+    def flow(self, consumer: Consumer, credit: int, *, drained: bool = False) -> None:
         """The consumer can take ``credit`` messages from now on; 0 stops it.
 
-        Below 0 is what is left when credit is taken back while messages are on their way.
+        Below 0 is what is left when credit is taken back while messages are on their way. ``drained``: what was
+        fetched for the credit before is not sent any more.
         """
         self._timers.run()
-        consumer.credit = max(0, credit)
         lane = consumer.lane
+        if self.settings.fetches_ahead and lane is not None and lane is not self._loose:
+            self._fetch_ahead(consumer, credit, drained)
+        consumer.credit = max(0, credit)
         if lane is None:
             return
         self._feed(lane, consumer)
@@ -322,7 +325,25 @@ class Queue:
         elif self._store.head(lane) is not None:
             self._sessions.offer(lane)
 
+    def _fetch_ahead(self, consumer: Consumer, credit: int, drained: bool) -> None:
+        fetched = consumer.fetched
+        if drained or credit > 0:
+            consumer.is_fetching, consumer.fetched = False, None
+        elif consumer.credit > 0:
+            consumer.is_fetching = True
+        if fetched is None or fetched.message.lock is not fetched:
+            return
+        if drained:
+            self._give_back(self._locks.release(fetched))
+        elif credit > 0:
+            consumer.receiver.deliver(fetched.message, fetched.token)
+
     def _feed(self, lane: Lane, consumer: Consumer) -> None:
+        if consumer.is_fetching and not consumer.credit and self._store.head(lane) is not None:
+            message = self._store.get(heappop(lane.ready))
+            assert message is not None
+            self._locks.take(message, consumer)
+            consumer.is_fetching, consumer.fetched = False, message.lock
         while consumer.credit > 0 and self._store.head(lane) is not None:
             self._deliver(lane, consumer)
 
