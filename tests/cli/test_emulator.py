@@ -94,8 +94,9 @@ def test_queues_come_from_the_configuration_of_microsofts_emulator(tmp_path: Pat
         (("--port", "99999"), "0<=x<=65535"),
         (("--port", "0", "--queues", "a$b"), "the queue's name is 'a$b'"),
         (("--port", "0", "--queues", "a", "--session-queues", "A"), "named more than once"),
-        (("--port", "0", "--queues", "a", "--lock-duration", "-1"), "lock_duration is -1.0"),
-        (("--port", "0", "--config", __file__), "none of Microsoft's emulator"),
+        (("--port", "0", "--lock-duration", "-1"), "-1.0 is not in the range x>0"),
+        (("--port", "0", "--key", ""), "--key is empty"),
+        (("--port", "0", "--config", __file__), "no Config.json of Microsoft's emulator"),
         (("--port", "0", "--config", "absent.json"), "absent.json"),
     ],
 )

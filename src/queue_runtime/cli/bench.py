@@ -161,7 +161,7 @@ async def _measure(
         if process.returncode:
             lines = process.stderr.decode(errors="replace").strip().splitlines()
             raise Failure(
-                f"scenario {scenario} failed: {lines[-1] if lines else process.returncode}"
+                f"scenario {scenario} failed: {lines[-1].strip() if lines else process.returncode}"
             )
         document = json.loads(process.stdout)
         document["rows"] = tuple(Row(**row) for row in document["rows"])

@@ -26,15 +26,15 @@ def emulator() -> None:
 
 @emulator.command(
     epilog="""\b
-Prints a connection string for any SDK and below it a URL for queue-runtime, and runs until interrupted
-(Ctrl-C). Nothing outlives it. Further queues can be made while it runs, by "queue-runtime provision".
-It needs the extra servicebus-emulator; where it differs from Azure is described under "Use Azure
-Service Bus".
+Prints a connection string, for any SDK, and below it the same as a URL, for QUEUE_URL. Runs until
+interrupted (Ctrl-C); nothing outlives it. "queue-runtime provision" makes further queues meanwhile.
+It needs the extra servicebus-emulator. Where it differs from Azure: docs/howto/azure.md.
 
 \b
 Examples:
   queue-runtime emulator azure --session-queues orders
   queue-runtime emulator azure --port 0 --queues mails --queues calls --session-queues orders
+  queue-runtime emulator azure --tls --key dev --session-queues orders
   queue-runtime emulator azure --config Config.json
 """
 )
@@ -43,26 +43,34 @@ Examples:
     type=click.IntRange(0, 65_535),
     default=5672,
     show_default=True,
-    help="At 127.0.0.1; 0 takes a free one.",
+    help="Port of 127.0.0.1; 0 takes a free one.",
 )
 @click.option("--queues", multiple=True, metavar="NAME", help="Queue without sessions; repeatable.")
 @click.option(
-    "--session-queues", multiple=True, metavar="NAME", help="Queue that requires them; repeatable."
+    "--session-queues",
+    multiple=True,
+    metavar="NAME",
+    help="Queue that requires sessions; repeatable.",
 )
 @click.option(
     "--lock-duration",
+    type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Of the queues named here.",
+    help="How long locks last, in the queues named here.",
 )
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Config.json of Microsoft's emulator, for its queues.",
+    help="Has the queues of this Config.json of Microsoft's emulator.",
 )
 @click.option("--key", help="Access key that clients sign with.  [default: a random one]")
-@click.option("--tls", is_flag=True, help="Speak TLS, with a certificate made now.")
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="Speak TLS and WebSockets, with a certificate made now; the URL names its file.",
+)
 def azure(
     *,
     port: int,
@@ -78,6 +86,8 @@ def azure(
         raise ConfigurationError(
             'the emulator needs python-qpid-proton: pip install "queue-runtime[servicebus-emulator]"'
         )
+    if key == "":
+        raise ValidationError("--key is empty: leave it out for a random key")
     from queue_runtime.testing.servicebus import (
         AccessPolicy,
         Certificate,
@@ -112,9 +122,14 @@ def azure(
             click.echo(running.url)
             if running.ca_file is not None:
                 click.echo(f"clients have to trust {running.ca_file}", err=True)
+            named = [
+                f"{name} (sessions)" if queue.requires_session else name
+                for name, queue in settings.items()
+            ]
             click.echo(
-                f"queues at {running.endpoint}: {', '.join(settings) or 'none yet'}\n"
-                "the URL is for queues with sessions: add &sessions=false for others; Ctrl-C ends it",
+                f"queues at {running.endpoint}: {', '.join(named) or 'none yet'}\n"
+                "in another terminal: export QUEUE_URL='the second line'; for queues without sessions, with "
+                "&sessions=false behind it\nCtrl-C ends it",
                 err=True,
             )
             await trio.sleep_forever()

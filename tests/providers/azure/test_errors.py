@@ -447,6 +447,7 @@ def test_a_failed_connection_says_why() -> None:
             assert type(made) is expected
             assert cure in str(made)
             assert text in str(made)
+            assert "Error condition" not in str(made)  # the SDK's own, over two lines
 
 
 def test_a_time_out_that_lost_its_condition() -> None:

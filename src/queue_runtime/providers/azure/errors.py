@@ -107,6 +107,11 @@ _CLOSED_TEXT: Final = re.compile(
     r"the handler is closed",  # uvloop's words for writing to a connection that was reset
     re.IGNORECASE,
 )
+_SOCKET_TEXT: Final = re.compile(
+    r"^Error condition: ErrorCondition\.SocketError\s+Error Description: "
+)
+"""What the SDK puts before the words of the operating system; it says nothing to people."""
+
 _WAIT_TEXT: Final = re.compile(r"wait (?:for )?(\d{1,6}(?:\.\d{1,6})?) ?s", re.IGNORECASE)
 _SIZES_TEXT: Final = (
     re.compile(r"(?:size:\s*|has )(\d{1,12}) bytes", re.IGNORECASE),
@@ -356,7 +361,7 @@ def _words(call: Call, text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return escape(_masked(text).strip(), _MAX_TEXT)
+    return escape(_SOCKET_TEXT.sub("", _masked(text).strip()), _MAX_TEXT)
 
 
 def _masked(text: str) -> str:

@@ -19,7 +19,7 @@ def queues_of(text: str) -> Mapping[str, QueueSettings]:
     https://learn.microsoft.com/azure/service-bus-messaging/test-locally-with-service-bus-emulator
 
     Raises:
-        ValidationError: It is none, a queue's property cannot be read, or it has topics, which are not there.
+        ValidationError: It is no such file, a queue's property cannot be read, or it has topics, which are not there.
     """
     try:
         (namespace,) = json.loads(text)["UserConfig"]["Namespaces"]
@@ -29,7 +29,7 @@ def queues_of(text: str) -> Mapping[str, QueueSettings]:
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValidationError(
-            "the configuration is none of Microsoft's emulator: expected JSON with one entry of"
+            "the file is no Config.json of Microsoft's emulator: expected JSON with one entry of"
             f" UserConfig.Namespaces, which has Queues, each with a Name ({type(error).__name__}: {error})"
         ) from error
     if topics:
