@@ -167,7 +167,7 @@ class AzureConfig:
         prefetch: Messages asked for ahead. Only without sessions, where 100 is the default: locks of messages
             that wait here are running.
         acceptors: How many wait for the next session at once, each by a link of its own on the shared connection.
-        accept_wait: Seconds that one of them waits before it asks anew.
+        accept_wait: Seconds that one of them waits before it asks anew; never more than a quarter of ``lock_duration``.
         max_sessions: Most sessions held at once by one receiver; each costs a link, and a connection is opened for
             every thousand of them.
         connect_timeout: Seconds to wait for a connection and its link.
