@@ -201,6 +201,7 @@ class _Director:
             await trio.sleep(_POLL)
             board.update()
         process = self._processes[victim.name]
+        victim.state = "killed"  # or its end would count as a failure
         process.kill()
         await process.wait()
         recorder.process_ended(victim.name)
