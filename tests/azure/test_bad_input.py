@@ -16,7 +16,7 @@ import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -314,6 +314,23 @@ async def test_what_is_too_large_is_told_before_anything_is_sent(emulator: Emula
         assert emulator.statistics()["transfers_in"] == before
         [result] = await sender.send([Message(b"x" * 19_000, session_id="a")])
         assert result.error is None
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["sent", "scheduled"])
+async def test_large_messages_go_alone_where_a_batch_may_not_be_as_large(
+    emulator: EmulatorProcess, later: bool
+) -> None:
+    size = 3 * 1_048_576
+    options = {"max_message_bytes": size, "operation_timeout": 10.0}
+    async with linked(emulator, max_message_bytes=size, options=options) as link:
+        sender = await link.sender()
+        due = datetime.now(UTC) + timedelta(days=1) if later else None
+        messages = [
+            Message(b"x" * length, session_id="a", scheduled_at=due)
+            for length in (400_000, 400_000, 400_000, 2_000_000 if not later else 100, 100)
+        ]
+        assert [result.error for result in await sender.send(messages)] == [None] * 5
+        assert link.counts()["scheduled" if later else "active"] == 5
 
 
 async def test_a_life_that_service_bus_would_cut_is_refused(emulator: EmulatorProcess) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Final, final
 
 from azure.servicebus._pyamqp.aio import _sender_async
 from azure.servicebus._pyamqp.constants import (
@@ -20,6 +20,14 @@ from .wire import Wire
 
 __all__ = ["Outlet"]
 
+_BATCH_SIZE: Final = b"com.microsoft:max-message-batch-size"
+
+_MAX_BATCH: Final = 1_048_576
+"""Bytes that a batch of the Premium tier may have, however large its messages may be alone.
+
+https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
+"""
+
 
 @final
 class Outlet(Link):
@@ -27,6 +35,7 @@ class Outlet(Link):
 
     Attributes:
         max_message_size: Largest message the peer takes, in bytes; 0 if it did not say.
+        max_batch_size: Most bytes of a batch; queues for large messages take no larger ones than others.
     """
 
     @classmethod
@@ -45,11 +54,14 @@ class Outlet(Link):
             )
         )
         outlet.max_message_size = int(outlet._link.remote_max_message_size or 0)
+        said = (outlet._link.remote_properties or {}).get(_BATCH_SIZE)
+        outlet.max_batch_size = int(said or min(outlet.max_message_size or _MAX_BATCH, _MAX_BATCH))
         return outlet
 
     def __init__(self, wire: Wire, entity: str, on_lost: Callable[[BaseException], None]) -> None:
         super().__init__(wire, entity, on_lost)
         self.max_message_size = 0
+        self.max_batch_size = _MAX_BATCH
         self._sending: set[asyncio.Future[None]] = set()
 
     async def send(self, message: Any, timeout: float) -> asyncio.Future[None]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, final
 
@@ -46,6 +46,9 @@ _MOST_IN_TRANSFER: Final = 500
 
 _ENVELOPE: Final = 400
 """Bytes of a transfer's own, above its messages."""
+
+_NAMES: Final = 64
+"""Bytes that a request takes for each message it is about, beside the message and its ids."""
 
 _WINDOW: Final = 32
 """Transfers under way at once; the SDK's engine looks through all of them at every answer."""
@@ -119,7 +122,7 @@ class Exit:
         """Send in order; for each ``None`` when it is stored, or why not. After a failure nothing more is sent."""
         answers: list[QueueError | None] = [None] * len(messages)
         position = 0
-        for group in _groups(messages, await self.open() - _ENVELOPE):
+        for group in _groups(messages, await self._room(), lambda each: in_batch(each.size)):
             try:
                 await self._transfer(group)
             except QueueError as error:
@@ -129,6 +132,12 @@ class Exit:
                 return answers
             position += len(group)
         return answers
+
+    async def _room(self) -> int:
+        """Bytes of messages that are sent as one."""
+        limit = await self.open()
+        assert self._outlet is not None, "it was opened"
+        return min(limit, self._outlet.max_batch_size) - _ENVELOPE
 
     async def _transfer(self, group: Sequence[Outgoing]) -> None:
         single = len(group) == 1
@@ -145,12 +154,21 @@ class Exit:
                 async with asyncio.timeout(self._timeout):
                     await (await outlet.send(message, self._timeout))
 
-    async def schedule(self, messages: Sequence[Outgoing]) -> list[int]:
-        """Leave messages for later; their sequence numbers.
+    async def schedule(self, messages: Sequence[Outgoing]) -> list[int | QueueError]:
+        """Leave messages for later, in order; for each its sequence number, or why it was not stored.
 
-        Raises:
-            QueueError: Nothing was stored, or nobody knows.
+        After a failure nothing more is sent.
         """
+        answers: list[int | QueueError] = []
+        for group in _groups(messages, await self._room(), _in_request):
+            try:
+                answers += await self._request(group)
+            except QueueError as error:
+                answers += [error] * len(group)
+                return answers + [_held_back(error)] * (len(messages) - len(answers))
+        return answers
+
+    async def _request(self, group: Sequence[Outgoing]) -> list[int]:
         body = {
             "messages": [
                 {
@@ -162,7 +180,7 @@ class Exit:
                         else {}
                     ),
                 }
-                for each in messages
+                for each in group
             ]
         }
         with mapped("schedule", self._entity):
@@ -210,12 +228,20 @@ def _ignore(_: BaseException) -> None:
     """The link is opened again when needed."""
 
 
-def _groups(messages: Sequence[Outgoing], most_bytes: int) -> Iterator[list[Outgoing]]:
+def _in_request(message: Outgoing) -> int:
+    """Bytes that a message takes at most in a request to schedule it, which names its ids too."""
+    ids = (message.entry.get("message_id", ""), message.entry.get("session_id", ""))
+    return message.size + _NAMES + sum(len(each.encode()) for each in ids)
+
+
+def _groups(
+    messages: Sequence[Outgoing], most_bytes: int, measure: Callable[[Outgoing], int]
+) -> Iterator[list[Outgoing]]:
     """Runs of messages that fit into one transfer."""
     group: list[Outgoing] = []
     size = 0
     for message in messages:
-        own = in_batch(message.size)
+        own = measure(message)
         if group and (size + own > most_bytes or len(group) == _MOST_IN_TRANSFER):
             yield group
             group, size = [], 0
@@ -334,14 +360,9 @@ class AzureSender(Sender):
             for number, answer in zip(at_once, said, strict=True):
                 answers[number] = answer
         if scheduled:
-            try:
-                numbers = await self._exit.schedule([prepared[number] for number in scheduled])
-            except QueueError as error:
-                for number in scheduled:
-                    answers[number] = error
-            else:
-                for number, sequence in zip(scheduled, numbers, strict=True):
-                    answers[number] = sequence
+            numbers = await self._exit.schedule([prepared[number] for number in scheduled])
+            for number, sequence in zip(scheduled, numbers, strict=True):
+                answers[number] = sequence
         return answers
 
     async def cancel_scheduled(self, sequence_numbers: Sequence[int]) -> list[bool]:

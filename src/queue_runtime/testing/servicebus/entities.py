@@ -18,6 +18,7 @@ from .timers import Timer
 __all__ = [
     "ACTIVE",
     "DEFERRED",
+    "MAX_BATCH_BYTES",
     "NEVER",
     "SCHEDULED",
     "Consumer",
@@ -39,6 +40,11 @@ NEVER: Final = math.inf
 ACTIVE: Final = 0
 DEFERRED: Final = 1
 SCHEDULED: Final = 2
+
+MAX_BATCH_BYTES: Final = 1_048_576
+"""Largest batch, whatever a single message may have:
+https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
+"""
 
 _SLACK: Final = 64
 """Numbers of messages gone that are not worth sweeping out of a list."""

@@ -16,11 +16,12 @@ from proton import (
     PropertyDict,
     Terminus,
     symbol,
+    ulong,
 )
 
-from .codec import decode_transfer, encode_stored
+from .codec import BATCH_FORMAT, decode_transfer, encode_stored
 from .counters import Counters
-from .entities import Consumer, Outcome, Stored
+from .entities import MAX_BATCH_BYTES, Consumer, Outcome, Stored
 from .fault_book import FaultBook, Operation
 from .namespace import Namespace
 from .queue import Queue
@@ -362,7 +363,10 @@ class Inlet(Node):
 
     def attach(self) -> None:
         """Open the link and grant credit."""
-        open_link(self.link, self._queue.settings.max_message_bytes)
+        limit = self._queue.settings.max_message_bytes
+        most = ulong(min(limit, MAX_BATCH_BYTES))
+        self.link.properties = PropertyDict({symbol("com.microsoft:max-message-batch-size"): most})
+        open_link(self.link, limit)
         self.link.flow(_INLET_CREDIT)
 
     def on_delivery(self, delivery: Any) -> None:
@@ -384,6 +388,8 @@ class Inlet(Node):
     def _send(self, raw: bytes, message_format: int) -> None:
         self._host.faults.check(Operation.SEND, self.path)
         limit = self._queue.settings.max_message_bytes
+        if message_format == BATCH_FORMAT:
+            limit = min(limit, MAX_BATCH_BYTES)
         if len(raw) > limit:
             raise message_too_large(len(raw), limit)
         contents = decode_transfer(raw, message_format)
