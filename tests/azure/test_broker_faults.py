@@ -348,6 +348,45 @@ async def test_a_refusal_after_a_settlement_was_cancelled_is_told(
         link.assert_empty()
 
 
+async def test_a_session_that_is_granted_to_who_closes_is_given_back(
+    emulator: EmulatorProcess,
+) -> None:
+    async with linked(emulator, lock=60.0, options={"operation_timeout": 10.0}) as link:
+        receiver = await link.receiver()
+        links = emulator.statistics()["links"]
+        link.proxy.slow_down(latency=0.2)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def accept() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await receiver.accept(SESSION, 0.0)
+
+            await eventually(lambda: emulator.statistics()["links"] > links)
+            await receiver.aclose()
+        link.proxy.heal()
+        await eventually(lambda: link.counts()["locked_sessions"] == 0)
+
+
+async def test_links_of_requests_without_an_answer_are_given_up(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    """The broker forgets some without a word; what it did not forget is closed."""
+    async with linked(emulator, sessions=sessions, options={"operation_timeout": 0.2}) as link:
+        await link.send(link.work(1))
+        receiver = await link.receiver()
+        deliveries = await receive_all(receiver, 1)
+        assert await receiver.renew(leases(deliveries)) == [None]
+        before = emulator.statistics()["open_links"]
+        for _ in range(3):
+            link.fault("lose_answer", "REQUEST", count=1)
+            [error] = await receiver.renew(leases(deliveries))
+            assert isinstance(error, OperationTimeout)
+            assert await again(receiver.renew, leases(deliveries)) == [None]
+        await eventually(lambda: emulator.statistics()["open_links"] <= before)
+        await complete(receiver, deliveries)
+
+
 # --- locks that end early ------------------------------------------------------------------------------
 
 

@@ -197,7 +197,7 @@ class Intake:
             self._end(me, comes_back=False)
 
     async def accept_named(self, session: str) -> SessionSource:
-        """Lock one session.
+        """Lock one session; closed meanwhile, it is given back at once.
 
         Raises:
             QueueError: Somebody holds it; the broker refuses, or cannot be reached.
@@ -205,6 +205,9 @@ class Intake:
         with mapped("accept session", self.entity):
             source = await SessionSource.open(self, session, 0.0)
             source.check()
+        if self._closed:
+            await source.close()
+            return source
         self._add(source)
         return self._lease(source)
 

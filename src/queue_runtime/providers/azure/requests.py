@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, final
 
 from azure.servicebus._common.constants import (
@@ -84,7 +85,7 @@ class Requests:
             await wire.within(requests._ready)
         except BaseException as error:
             requests._lost(error if isinstance(error, Exception) else ConnectionResetError())
-            await session.end()
+            await requests._close()
             raise
         return requests
 
@@ -95,6 +96,7 @@ class Requests:
         self._links: Any = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting: set[asyncio.Future[Any]] = set()
+        self._closed = False
         self.is_over = False
 
     async def manage(
@@ -130,6 +132,8 @@ class Requests:
             Exception: The links are gone; ``TimeoutError``.
         """
         self._wire.check()
+        if self.is_over:  # since it was looked at
+            raise AMQPLinkError(ErrorCondition.LinkDetachForced, description="The link was closed.")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def done(
@@ -166,7 +170,10 @@ class Requests:
             self._waiting.discard(answer)
             if pending is not None:
                 self._links.cancel_operation(pending)
-            await self._give_credit()
+            if self.is_over:
+                await self._close()
+            else:
+                await self._give_credit()
 
     async def _give_credit(self) -> None:
         link = self._links._response_link
@@ -194,6 +201,18 @@ class Requests:
             error
             or AMQPLinkError(ErrorCondition.LinkDetachForced, description="The link was detached.")
         )
+        await self._close()
+
+    async def _close(self) -> None:
+        """Leave nothing at the broker when it is over and nobody waits for an answer any more; never fails."""
+        if self._waiting or self._closed or self._wire.error is not None:
+            return
+        self._closed = True
+        self._wire.on_lost(self, None)
+        with suppress(Exception):
+            await self._links.close()
+        with suppress(Exception):
+            await self._session.end()
 
     def _lost(self, error: BaseException) -> None:
         self.is_over = True
