@@ -75,6 +75,26 @@ def test_it_speaks_tls_under_a_certificate_that_the_url_names() -> None:
         assert carries_a_message(url, "orders")
 
 
+def test_being_terminated_leaves_no_certificate_behind(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "emulator", "azure", "--port", "0", "--tls"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as running:
+        try:
+            assert running.stderr is not None
+            while "Ctrl-C ends it" not in running.stderr.readline():
+                assert running.poll() is None
+            assert len(list(tmp_path.iterdir())) == 1
+            running.terminate()
+            assert running.wait(30) == 0
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            running.kill()
+
+
 def test_queues_come_from_the_configuration_of_microsofts_emulator(tmp_path: Path) -> None:
     config = tmp_path / "Config.json"
     properties = {"RequiresSession": True, "LockDuration": "PT1M", "MaxDeliveryCount": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,6 +119,8 @@ def azure(
                     f"port {port} of 127.0.0.1 cannot be had ({error.strerror}): "
                     "end what listens there, or choose another --port; 0 takes a free one"
                 ) from error
+            # Ctrl-C is an exception. A container's end is none, and would leave the certificate behind.
+            terminated = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM))
             click.echo(running.connection_string)
             click.echo(running.url)
             if running.ca_file is not None:
@@ -132,6 +135,6 @@ def azure(
                 "&sessions=false behind it\nCtrl-C ends it",
                 err=True,
             )
-            await trio.sleep_forever()
+            await anext(terminated)
 
     trio.run(serve)
