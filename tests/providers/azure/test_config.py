@@ -403,7 +403,7 @@ def test_the_only_queue() -> None:
         ),
         (
             "Endpoint=sb://[::1]:9;SharedAccessKeyName=a;SharedAccessKey=b;UseDevelopmentEmulator=true",
-            ConnectionString(host="::1", port=9, key_name="a", key=Secret("b"), emulator=True),
+            ConnectionString(host="[::1]", port=9, key_name="a", key=Secret("b"), emulator=True),
         ),
         (
             WHOLE + ";UseDevelopmentEmulator=false",
@@ -413,6 +413,15 @@ def test_the_only_queue() -> None:
 )
 def test_connection_strings(text: str, expected: ConnectionString) -> None:
     assert parse_connection_string(text) == expected
+
+
+def test_an_emulator_may_have_an_address_of_ipv6() -> None:
+    text = (
+        "Endpoint=sb://[::1]:9;SharedAccessKeyName=a;SharedAccessKey=b;UseDevelopmentEmulator=true"
+    )
+    config = AzureConfig(connection_string=Secret(text))
+    assert config.fully_qualified_namespace == "[::1]"
+    assert config.administration_address == "http://[::1]:9"
 
 
 ENDPOINT = "Endpoint must be sb://<namespace>"

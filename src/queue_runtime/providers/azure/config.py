@@ -62,6 +62,9 @@ EMULATOR_ADMINISTRATION_PORT: Final = 5_300
 https://github.com/Azure/azure-service-bus-emulator-installer#choosing-the-right-connection-string
 """
 
+_NAMESPACE: Final = re.compile(rf"{HOST.pattern}|\[::1\]")
+"""A host's name, or an emulator's address that is none."""
+
 _AUTHORITY: Final = re.compile(rf"(?:https://)?{LABEL}(?:\.{LABEL})*(?::[0-9]{{1,5}})?/?")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")  # as azure-identity checks it
@@ -178,7 +181,7 @@ class AzureConfig:
     connection_string: Secret | None = attrs.field(default=None, validator=_check_connection_string)
     namespace: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.host),
-        validator=matching(HOST, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
+        validator=matching(_NAMESPACE, f"a name such as orders-prod, or orders-prod.{DOMAIN}"),
     )
     queue: str | None = attrs.field(
         default=_from_connection_string(lambda said: said.queue),
@@ -294,7 +297,7 @@ class AzureConfig:
             raise ValidationError(
                 "transport is websocket, which goes by TLS only: leave it out for an emulator without"
             )
-        if not self.insecure and not LOOPBACK.fullmatch(said.host):
+        if not self.insecure and not LOOPBACK.fullmatch(said.host.strip("[]")):
             raise ValidationError(
                 f"connection_string is for an emulator on {shown(said.host)}: without TLS everybody on the "
                 "way reads the messages; use one on this machine, or say insecure=true"

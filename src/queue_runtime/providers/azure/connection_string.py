@@ -44,7 +44,7 @@ class ConnectionString:
     """What a connection string says.
 
     Args:
-        host: Of the namespace, in lower case.
+        host: Of the namespace, in lower case; an address of IPv6 in brackets.
         port: Given for the emulator only.
         key_name: Name of the shared access policy.
         key: Its key.
@@ -138,7 +138,7 @@ def _endpoint(value: str | None, problems: list[str]) -> tuple[str, int | None] 
         if value:  # an empty one was named already
             problems.append("Endpoint must be sb://<namespace>.servicebus.windows.net/")
         return None
-    return host.lower(), port
+    return f"[{host}]" if ":" in host else host.lower(), port
 
 
 def _check_credentials(parts: dict[str, str], problems: list[str]) -> None:

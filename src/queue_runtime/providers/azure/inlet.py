@@ -216,12 +216,13 @@ class Inlet(Link):
 
     async def _tell(self, run: dict[Arrival, asyncio.Future[None]], outcome: Any) -> None:
         """Send the outcome of deliveries whose numbers follow each other."""
-        first, *_, last = (*run, *run)
+        arrivals = list(run)
+        first, last = arrivals[0], arrivals[-1]
         name = outcome_name(outcome)
         # Cancelled while it is written, it is told all the same.
         self._settling.update((each.delivery_id, (name, future)) for each, future in run.items())
         tags = self._link._received_delivery_tags
-        tags.difference_update([each.tag for each in run])
+        tags.difference_update([each.tag for each in arrivals])
         tags.add(first.tag)  # what the engine looks for, and takes out
         try:
             await self._link._outgoing_disposition(

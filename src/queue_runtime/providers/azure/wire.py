@@ -335,6 +335,8 @@ def _connection(place: Place) -> Any:
     transport: Any = PyamqpTransportAsync
     kind: Any = TransportType.AmqpOverWebsocket if place.websocket else TransportType.Amqp
     endpoint = place.custom_endpoint
+    if endpoint is None and host.startswith("["):
+        endpoint = f"amqp://{host}"  # only there the engine takes an address of IPv6
     if place.websocket:
         host += "/$servicebus/websocket"
     if endpoint is not None:
