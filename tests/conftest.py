@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import trio
 import trio.testing
+from hypothesis import HealthCheck, settings
 
 from queue_runtime.abc import DeadLetters, Lease, Provider, Receiver, ReceiverOptions, Sender
 from queue_runtime.actors.supervisor import Supervisor
@@ -29,6 +30,10 @@ from queue_runtime.messages import (
 )
 from queue_runtime.policies.backoff import RetryPolicy
 from queue_runtime.providers.memory import MEMORY_FACTORY, MemoryConfig
+
+# What is drawn first pays for what is imported then, and the machine may be busy: neither is a test's failure.
+settings.register_profile("unhurried", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("unhurried")
 
 Proceed = Callable[..., Awaitable[Any]]
 Hook = Callable[..., Awaitable[Any]]
