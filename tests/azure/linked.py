@@ -270,12 +270,17 @@ async def settle_until_told(
     deliveries: Sequence[Delivery],
     action: SettlementAction = SettlementAction.COMPLETE,
 ) -> list[QueueError | None]:
-    """Settle until each answer is one that lasts; each of them."""
+    """Settle until each answer is one that lasts; each of them. What is confirmed is not asked for again."""
+    told: dict[Delivery, QueueError | None] = {}
     with trio.fail_after(SOON):
-        while True:
-            answers = await again(receiver.settle, settlements(deliveries, action))
-            if not any(answer is not None and answer.is_transient for answer in answers):
-                return answers
+        while open_ := [delivery for delivery in deliveries if delivery not in told]:
+            answers = await again(receiver.settle, settlements(open_, action))
+            told |= {
+                delivery: answer
+                for delivery, answer in zip(open_, answers, strict=True)
+                if answer is None or not answer.is_transient
+            }
+    return [told[delivery] for delivery in deliveries]
 
 
 def leases(deliveries: Sequence[Delivery]) -> list[Lease]:
@@ -350,11 +355,7 @@ async def work_off(
                     raise
                 continue
             ledger.received(deliveries)
-            try:
-                answers = await receiver.settle(settlements(deliveries))
-            except QueueError as error:
-                if not error.is_transient:
-                    raise
-                answers = [error] * len(deliveries)
+            # Not left to their locks, which last: a busy machine may take longer than a call waits.
+            answers = await settle_until_told(receiver, deliveries)
             ledger.settled(deliveries, answers)
     return ledger

