@@ -274,6 +274,33 @@ async def test_a_lone_call_is_cancelled_with_its_asker_and_nobody_waits_for_it(
     assert sorted(calls.batches[3:]) == [(4,), (5,), (6,), (7,)]
 
 
+async def test_closed_behind_a_lone_call_it_becomes_idle(autojump_clock: Clock) -> None:
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        try:
+            await trio.sleep(1)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.1)
+        return items
+
+    coalescer = Coalescer(flush, max_batch=10, lets_call=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(coalescer.run)
+        assert await coalescer.ask(1) == 1
+
+        async def ask(item: int) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await coalescer.ask(item)
+
+        for item in (2, 3):
+            nursery.start_soon(ask, item)
+        await trio.testing.wait_all_tasks_blocked()
+        coalescer.close()
+        with trio.fail_after(5):
+            await coalescer.wait_idle()
+        nursery.cancel_scope.cancel()
+
+
 async def test_closed_nobody_waits_for_an_answer(autojump_clock: Clock) -> None:
     calls = Calls()
     coalescer = Coalescer(calls, max_batch=1)

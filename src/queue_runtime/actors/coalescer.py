@@ -149,7 +149,10 @@ class Coalescer(Generic[Item, Answer]):
             self._own_call = None
             self._calls -= 1
             self._is_lonely = not self._groups
-            if self._groups and not self._closed:
+            if self._closed:  # whoever asked behind it was told
+                self._groups.clear()
+                self._last = None
+            elif self._groups:
                 self._arrived.wake()
             self._rest()
         raise trio.ClosedResourceError(_CLOSED)
