@@ -181,7 +181,8 @@ class Inlet(Link):
     async def settle(self, arrivals: Sequence[tuple[Arrival, Any]]) -> list[asyncio.Future[None]]:
         """Settle messages with the given outcomes, in order, without waiting in between.
 
-        Deliveries that follow each other and have the same outcome take one frame.
+        Deliveries that follow each other and have the same outcome take one frame, as below Service Bus's SDK for
+        JavaScript: ``write_dispositions`` in https://github.com/amqp/rhea/blob/main/lib/session.js
 
         Returns:
             For each a future that is done when the broker has echoed the outcome, or fails with the SDK's error.
