@@ -287,6 +287,10 @@ class _ReceiverLink(_ReceiverBase):  # type: ignore[misc]  # the SDK's is not an
         super().__init__(session, handle, **kwargs)
         self._owner = owner
 
+    async def _incoming_attach(self, frame: Any) -> None:
+        if not self._owner.has_ended:  # the engine would answer
+            await super()._incoming_attach(frame)
+
     async def _incoming_disposition(self, frame: Any) -> None:
         self._owner.settled(frame)
 

@@ -29,6 +29,7 @@ class Link:
 
     Attributes:
         error: Why it is gone; ``None`` while it is there.
+        has_ended: The end of its AMQP session was sent: one more frame, and the peer would close the connection.
     """
 
     def __init__(self, wire: Wire, entity: str, on_lost: Callable[[BaseException], None]) -> None:
@@ -41,6 +42,7 @@ class Link:
         self._session: Any = None
         self._link: Any = None
         self._closing = False
+        self.has_ended = False
         self.error: BaseException | None = None
 
     @property
@@ -145,6 +147,9 @@ class Link:
             self._fail_waiting(self.error)
 
     async def _end_session(self) -> None:
+        if self.has_ended:
+            return
+        self.has_ended = True
         with suppress(Exception):
             await self._session.end()
 

@@ -128,6 +128,10 @@ class _SenderLink(_SenderBase):  # type: ignore[misc]
         super().__init__(session, handle, **kwargs)
         self._owner = owner
 
+    async def _incoming_attach(self, frame: Any) -> None:
+        if not self._owner.has_ended:  # the engine would answer
+            await super()._incoming_attach(frame)
+
     async def _on_session_state_change(self) -> None:
         await super()._on_session_state_change()
         await self._owner.session_changed(self._session.state)

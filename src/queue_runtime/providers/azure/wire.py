@@ -13,6 +13,7 @@ It is the one place that knows the SDK's inside; ``tests/providers/azure/test_ad
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -57,6 +58,8 @@ _WINDOW: Final = 64 * 1024
 _BATCH: Final = 64
 """Frames read in one go, when they are there."""
 
+_UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, struct.error)
+"""What the engine raises over frames that are not as it takes for granted."""
 
 _GOODBYE: Final = 2.0
 """Seconds for each step of closing: a peer that does not answer is left alone."""
@@ -279,6 +282,13 @@ class Wire:
             error = connection._error
         except Exception as crash:
             error = crash
+            if isinstance(crash, _UNREADABLE):
+                # Such as a close whose error has no info, which the engine takes to be there.
+                error = AMQPConnectionError(
+                    ErrorCondition.ConnectionCloseForced,
+                    description=f"The peer sent what cannot be read: {crash!r}.",
+                )
+                error.__cause__ = crash
         self._fail(
             error
             or AMQPConnectionError(
