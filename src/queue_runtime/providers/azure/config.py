@@ -254,7 +254,7 @@ class AzureConfig:
         if said.host not in (named, _qualified(named)):
             raise ValidationError(
                 f"namespace is {shown(self.namespace)}, but connection_string is for {shown(said.host)}: "
-                "name one of them"
+                "name one of them; AZURE_SERVICEBUS_CONNECTION_STRING names one too, where it is set"
             )
         if said.queue is not None and (self.queue or "").lower() != said.queue.lower():
             raise ValidationError(
