@@ -131,7 +131,7 @@ class Graveyard:
         enough(await catch.take(enough_and_more, 5 * _MOST))
 
     async def _send_back(self, letters: Sequence[_Letter]) -> None:
-        limit = await self._exit.open()
+        limit = await self._exit.limit()
         entries = [self._entry(letter.received, limit) for letter in letters]
         for error in await self._exit.send(await self._exit.prepare(entries)):
             if error is not None:

@@ -22,7 +22,7 @@ from queue_runtime.errors import InvalidReceipt
 
 from .amqp import source as source_of
 from .amqp import uint
-from .links import Link, look
+from .links import EngineLink, Link, look
 from .wire import Wire
 
 __all__ = ["ANY_SESSION", "Arrival", "Inlet", "means_no_session"]
@@ -282,21 +282,11 @@ _ReceiverBase: Any = _receiver_async.ReceiverLink
 
 
 @final
-class _ReceiverLink(_ReceiverBase):  # type: ignore[misc]  # the SDK's is not annotated
-    def __init__(self, session: Any, handle: int, *, owner: Inlet, **kwargs: Any) -> None:
-        super().__init__(session, handle, **kwargs)
-        self._owner = owner
-
-    async def _incoming_attach(self, frame: Any) -> None:
-        if not self._owner.has_ended:  # the engine would answer
-            await super()._incoming_attach(frame)
+class _ReceiverLink(EngineLink, _ReceiverBase):  # type: ignore[misc]  # the SDK's is not annotated
+    _owner: Inlet
 
     async def _incoming_disposition(self, frame: Any) -> None:
         self._owner.settled(frame)
 
     async def _incoming_flow(self, frame: Any) -> None:
         self._owner.flowed(frame)
-
-    async def _on_session_state_change(self) -> None:
-        await super()._on_session_state_change()
-        await self._owner.session_changed(self._session.state)

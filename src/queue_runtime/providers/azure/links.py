@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from azure.servicebus._pyamqp.aio import _link_async
 from azure.servicebus._pyamqp.constants import LinkState, SessionState
 from azure.servicebus._pyamqp.error import AMQPLinkError, ErrorCondition
 
 from .wire import Wire
 
-__all__ = ["Link", "look"]
+__all__ = ["EngineLink", "Link", "look"]
 
 _GOODBYE: Final = 2.0
 """Seconds to wait for the peer to confirm that a link is closed; the message locks run out by themselves."""
@@ -168,6 +169,25 @@ class Link:
         """The peer will not confirm any more that the link is closed."""
         if not self._detached.done():
             self._detached.set_result(None)
+
+
+_EngineBase: Any = _link_async.Link
+
+
+class EngineLink(_EngineBase):  # type: ignore[misc]  # the SDK's is not annotated
+    """What a :class:`Link` changes in the SDK's link of its kind, which comes behind it among the bases."""
+
+    def __init__(self, session: Any, handle: int, *, owner: Link, **kwargs: Any) -> None:
+        super().__init__(session, handle, **kwargs)
+        self._owner = owner
+
+    async def _incoming_attach(self, frame: Any) -> None:
+        if not self._owner.has_ended:  # the engine would answer
+            await super()._incoming_attach(frame)
+
+    async def _on_session_state_change(self) -> None:
+        await super()._on_session_state_change()
+        await self._owner.session_changed(self._session.state)
 
 
 def look(future: asyncio.Future[None]) -> None:

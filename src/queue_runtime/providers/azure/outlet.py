@@ -15,7 +15,7 @@ from azure.servicebus._pyamqp.constants import (
 )
 from azure.servicebus._pyamqp.error import ErrorCondition, MessageException
 
-from .links import Link, look
+from .links import EngineLink, Link, look
 from .wire import Wire
 
 __all__ = ["Outlet"]
@@ -123,15 +123,5 @@ _SenderBase: Any = _sender_async.SenderLink
 
 
 @final
-class _SenderLink(_SenderBase):  # type: ignore[misc]
-    def __init__(self, session: Any, handle: int, *, owner: Outlet, **kwargs: Any) -> None:
-        super().__init__(session, handle, **kwargs)
-        self._owner = owner
-
-    async def _incoming_attach(self, frame: Any) -> None:
-        if not self._owner.has_ended:  # the engine would answer
-            await super()._incoming_attach(frame)
-
-    async def _on_session_state_change(self) -> None:
-        await super()._on_session_state_change()
-        await self._owner.session_changed(self._session.state)
+class _SenderLink(EngineLink, _SenderBase):  # type: ignore[misc]  # the SDK's is not annotated
+    pass

@@ -89,8 +89,8 @@ class Exit:
         self._window = asyncio.Semaphore(_WINDOW)
         self._timeout = api.config.operation_timeout
 
-    async def open(self) -> int:
-        """Have a link; the largest message it takes, in bytes.
+    async def open(self) -> Outlet:
+        """The link; another one if there is none, or it was lost.
 
         Raises:
             QueueError: The broker refuses, or cannot be reached.
@@ -99,8 +99,11 @@ class Exit:
             if self._outlet is None or self._outlet.error is not None:
                 with mapped("open sender", self._entity):
                     self._outlet = await self._api.outlet(self._entity, _ignore)
-        limit = self._api.config.max_message_bytes
-        return min(limit, self._outlet.max_message_size or limit)
+            return self._outlet
+
+    async def limit(self) -> int:
+        """Bytes of the largest message that the queue takes. Raises as :meth:`open`."""
+        return self._limit_on(await self.open())
 
     async def prepare(self, entries: Sequence[Entry]) -> list[Outgoing]:
         """Measure messages.
@@ -109,7 +112,7 @@ class Exit:
             MessageTooLarge: One exceeds what the queue takes.
             QueueError: As :meth:`open`.
         """
-        limit = await self.open()
+        limit = await self.limit()
         prepared = []
         for entry in entries:
             size = wire_size(entry)
@@ -135,16 +138,17 @@ class Exit:
 
     async def _room(self) -> int:
         """Bytes of messages that are sent as one."""
-        limit = await self.open()
-        assert self._outlet is not None, "it was opened"
-        return min(limit, self._outlet.max_batch_size) - _ENVELOPE
+        outlet = await self.open()
+        return min(self._limit_on(outlet), outlet.max_batch_size) - _ENVELOPE
+
+    def _limit_on(self, outlet: Outlet) -> int:
+        limit = self._api.config.max_message_bytes
+        return min(limit, outlet.max_message_size or limit)
 
     async def _transfer(self, group: Sequence[Outgoing]) -> None:
         single = len(group) == 1
         async with self._window:
-            await self.open()
-            outlet = self._outlet
-            assert outlet is not None, "it was opened"
+            outlet = await self.open()
             with mapped("send", self._entity, group[0].size if single else 0):
                 message = (
                     as_message(group[0].entry)
