@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from collections.abc import Iterator
+
+import pytest
+
+from .emulator_process import EmulatorProcess, emulator_process
+from .given import is_there
 
 NEEDS = {
     "test_wire.py": ("proton",),
@@ -26,13 +31,6 @@ NEEDS = {
 }
 
 
-def is_there(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 MISSING = {
     file: [package for package in packages if not is_there(package)]
     for file, packages in NEEDS.items()
@@ -48,3 +46,10 @@ def pytest_report_header() -> list[str]:
         for file, packages in MISSING.items()
         if packages and not IN_CI
     ]
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    """One for the tests of a file, in a process of its own; without TLS."""
+    with emulator_process() as running:
+        yield running

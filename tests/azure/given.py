@@ -19,6 +19,7 @@ __all__ = [
     "SHORT",
     "URL_VARIABLE",
     "given_url",
+    "is_there",
     "require",
     "ring_of",
     "said",
@@ -69,14 +70,18 @@ def said(url: str) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
 
 
+def is_there(package: str) -> bool:
+    """Whether a package is installed."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False
+
+
 def require(*packages: str) -> None:
     """Skip where a package is missing; under ``CI`` fail."""
     for package in packages:
-        try:
-            found = importlib.util.find_spec(package)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
+        if not is_there(package):
             reason = f"no {package} here: see tests/azure/README.md, or name a Service Bus in {URL_VARIABLE}"
             if os.environ.get("CI"):
                 pytest.fail(reason, pytrace=False)

@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -53,16 +53,10 @@ from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.providers.envelope import ENVELOPE
 from queue_runtime.providers.malformed import MALFORMED
 
-from .emulator_process import EmulatorProcess, emulator_process
+from .emulator_process import EmulatorProcess
 from .linked import complete, linked, receive_all, url_of
 
 CANARY = b64encode(b"a key that nobody may ever see").decode()
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -16,7 +15,7 @@ from queue_runtime import ConfigurationError, QueueName, QueueNotFound
 from queue_runtime.testing.benchmark import Report, Scale, Workload, run_scenario
 from queue_runtime.testing.benchmark.place import open_place
 
-from .emulator_process import EmulatorProcess, emulator_process
+from .emulator_process import EmulatorProcess
 
 SMALL = Scale(
     rate=50.0,
@@ -30,12 +29,6 @@ SMALL = Scale(
     switches=30,
     openings=2,
 )
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
 
 
 def url_of(emulator: EmulatorProcess, options: str = "") -> str:

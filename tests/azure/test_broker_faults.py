@@ -40,7 +40,7 @@ from queue_runtime import (
 )
 from queue_runtime.abc import ReceiverOptions
 
-from .emulator_process import EmulatorProcess, emulator_process
+from .emulator_process import EmulatorProcess
 from .linked import (
     PATIENCE,
     SLACK,
@@ -64,12 +64,6 @@ SESSION = SessionId("session-0")
 
 DELAY = 10.0
 """Seconds that the emulator asks to wait when it throttles, as Service Bus does."""
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

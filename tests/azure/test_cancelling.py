@@ -7,7 +7,7 @@ them. What was claimed by a cancelled call is there for another receiver at once
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -15,7 +15,7 @@ import trio
 from queue_runtime import Delivery, InvalidReceipt, LockLost, Message, SessionId, SettlementAction
 from queue_runtime.abc import Receiver, ReceiverOptions
 
-from .emulator_process import EmulatorProcess, emulator_process
+from .emulator_process import EmulatorProcess
 from .linked import (
     Ledger,
     Link,
@@ -38,12 +38,6 @@ STEP = 0.003
 
 PROMPT = 0.25
 """Seconds in which a cancelled call has to return."""
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
 
 
 @pytest.fixture(params=[True, False], ids=["sessions", "plain"])

@@ -8,10 +8,11 @@ import pytest
 from tests.docs.blocks import command_environment
 from tests.docs.test_examples import ROOT, of, run
 
+from .given import require
+
 
 def test_azure_sessions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    pytest.importorskip("proton")
-    pytest.importorskip("azure.servicebus")
+    require("azure.servicebus", "proton")
     environment = command_environment(tmp_path_factory.mktemp("bin"), ROOT / "src")
 
     lines = run("azure_sessions", tmp_path, environment)

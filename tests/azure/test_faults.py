@@ -32,7 +32,7 @@ from queue_runtime import (
 from queue_runtime.abc import Receiver, ReceiverOptions
 from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy
 
-from .emulator_process import EmulatorProcess, emulator_process
+from .emulator_process import EmulatorProcess
 from .linked import (
     LOCK,
     PATIENCE,
@@ -54,12 +54,6 @@ from .linked import (
 
 SESSION = SessionId("session-0")
 FAR = datetime.now(UTC) + timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,6 @@ import attrs
 import pytest
 import trio
 
-pytest.importorskip("azure.servicebus", reason="the extra azure is not installed")
-pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
-
 from queue_runtime import (
     DeadLetter,
     Delivery,
@@ -28,6 +25,9 @@ from queue_runtime import (
 
 from ..sqs.emulator import open_emulator, require_emulator
 from .emulator_process import emulator_process
+from .given import require
+
+require("azure.servicebus", "proton")
 
 QUEUE = "orders"
 SESSIONS = tuple(f"customer/{number}" for number in range(12))

@@ -47,12 +47,6 @@ SESSION = SessionId("served")
 
 
 @pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def own() -> Iterator[dict[str, EmulatorProcess]]:
     """Of who counts what is asked there, or sets the clock; all there before anybody's time runs."""
     with emulator_process() as key, emulator_process() as identity, emulator_process() as ahead:

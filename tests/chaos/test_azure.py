@@ -5,8 +5,6 @@ Against our emulator, with the real SDK; then the checker judges.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +19,7 @@ from queue_runtime.testing import Recorder
 from queue_runtime.testing.tcp_proxy import TcpFaultProxy, open_tcp_proxy
 
 from ..azure.emulator_process import EmulatorProcess, emulator_process
+from ..azure.given import require
 from .fleet import PROCESSES, SHORT, Fleet, judge, send
 
 pytestmark = pytest.mark.chaos
@@ -43,19 +42,9 @@ DELIVERIES = 1_000
 
 @pytest.fixture
 def emulator() -> Iterator[EmulatorProcess]:
-    for package in ("azure.servicebus", "proton"):
-        if not is_there(package):
-            text = f"no {package} here: see tests/azure/README.md"
-            pytest.fail(text) if os.environ.get("CI") else pytest.skip(text)
+    require("azure.servicebus", "proton")
     with emulator_process() as running:
         yield running
-
-
-def is_there(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # not even what it is in
-        return False
 
 
 def url_of(emulator: EmulatorProcess, port: int | None = None) -> str:
