@@ -40,6 +40,7 @@ from queue_runtime import (
 )
 from queue_runtime.abc import ReceiverOptions
 
+from ..sending import send_all
 from .emulator_process import EmulatorProcess
 from .linked import (
     PATIENCE,
@@ -566,22 +567,12 @@ async def run_job(emulator: EmulatorProcess, refused: str | None) -> int:
             trio.open_nursery() as nursery,
             open_client(link.url, config=ClientConfig(breaker=breaker)) as client,
         ):
-            unsent = link.work(JOB, 50)
             config = SupervisorConfig(breaker=breaker)
             async with open_supervisor(client, link.queue, handle, config=config):
                 if refused is not None:
                     nursery.start_soon(storm, link, refused)
                 with trio.fail_after(30):
-                    while unsent:
-                        results = await client.send_batch(link.queue, unsent)
-                        errors = [result.error for result in results]
-                        unsent = [
-                            message
-                            for message, error in zip(unsent, errors, strict=True)
-                            if error is not None
-                        ]
-                        waits = [error.retry_after or 0.1 for error in errors if error is not None]
-                        await trio.sleep(max(waits, default=0.0))
+                    await send_all(client, link.queue, link.work(JOB, 50))
                     await done.wait()
             nursery.cancel_scope.cancel()
         made = operations(emulator) - before

@@ -38,6 +38,7 @@ from queue_runtime.abc import Lease, Provider, Receiver, ReceiverOptions, Sender
 from queue_runtime.providers.sqs import FACTORY
 from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy, open_tcp_proxy
 
+from ..sending import send_all
 from .emulator import Emulator, Failure, open_emulator, require_emulator
 
 T = TypeVar("T")
@@ -420,8 +421,6 @@ async def _run_job(emulator: Emulator, refused: str | None) -> tuple[int, dict[s
             trio.open_nursery() as nursery,
             open_client(link.url, config=ClientConfig(breaker=breaker)) as client,
         ):
-            messages = work(JOB, 50)
-            unsent = list(messages)
             supervisor = open_supervisor(
                 client, link.queue, handle, config=SupervisorConfig(breaker=breaker)
             )
@@ -429,16 +428,7 @@ async def _run_job(emulator: Emulator, refused: str | None) -> tuple[int, dict[s
                 if refused is not None:
                     nursery.start_soon(_storm, emulator, refused)
                 with trio.fail_after(30):
-                    while unsent:
-                        results = await client.send_batch(link.queue, unsent)
-                        errors = [result.error for result in results]
-                        unsent = [
-                            message
-                            for message, error in zip(unsent, errors, strict=True)
-                            if error is not None
-                        ]
-                        waits = [error.retry_after or 0.1 for error in errors if error is not None]
-                        await trio.sleep(max(waits, default=0.0))
+                    await send_all(client, link.queue, work(JOB, 50))
                     await done.wait()
             nursery.cancel_scope.cancel()
         requests = sum(emulator.calls().values()) - before
