@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
+from urllib.parse import urlencode, urlsplit
 
 import attrs
 import trio
@@ -40,6 +41,22 @@ class EmulatorProcess:
         self.endpoint: str = hello["endpoint"]
         self.url: str = hello["url"]
         self.ca_file: str | None = hello["ca_file"]
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port = urlsplit(self.endpoint).port
+        assert port is not None
+        return port
+
+    def url_with(self, port: int | None = None, **options: Any) -> str:
+        """It as a provider, or a proxy before it at ``port``."""
+        own = f":{self.port};"
+        text = self.connection_string
+        assert own in text
+        text = text if port is None else text.replace(own, f":{port};")
+        words = {name: str(value).lower() for name, value in options.items()}
+        return f"azure://?{urlencode({'connection_string': text, **words})}"
 
     def create_queue(self, name: str, **settings: Any) -> None:
         """Add a queue with some ``QueueSettings``."""

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, final
-from urllib.parse import urlencode, urlsplit
 
 import attrs
 import trio
@@ -47,7 +46,6 @@ __all__ = [
     "settle_until_told",
     "settlements",
     "timed",
-    "url_of",
     "work",
     "work_off",
 ]
@@ -128,16 +126,6 @@ class Link:
         assert (counts["active"], counts["scheduled"], counts["dead_letters"]) == (0, 0, dead)
 
 
-def url_of(emulator: EmulatorProcess, port: int | None = None, **options: Any) -> str:
-    """The emulator as a provider, or a proxy before it."""
-    own = f":{urlsplit(emulator.endpoint).port};"
-    text = emulator.connection_string
-    assert own in text
-    text = text if port is None else text.replace(own, f":{port};")
-    words = {name: str(value).lower() for name, value in options.items()}
-    return f"azure://?{urlencode({'connection_string': text, **words})}"
-
-
 @asynccontextmanager
 async def linked(
     emulator: EmulatorProcess,
@@ -168,12 +156,10 @@ async def linked(
         **(options or {}),
     }
     async with AsyncExitStack() as stack:
-        port = urlsplit(emulator.endpoint).port
-        assert port is not None
-        proxy = await stack.enter_async_context(open_tcp_proxy("127.0.0.1", port))
-        url = url_of(emulator, proxy.port, **words)
+        proxy = await stack.enter_async_context(open_tcp_proxy("127.0.0.1", emulator.port))
+        url = emulator.url_with(proxy.port, **words)
         before = emulator.statistics()
-        past = url_of(emulator, **{**words, "operation_timeout": 10, "connect_timeout": 10})
+        past = emulator.url_with(**{**words, "operation_timeout": 10, "connect_timeout": 10})
         direct = await FACTORY.open(FACTORY.config_from_url(past))
         stack.push_async_callback(direct.aclose)
         provider = await FACTORY.open(FACTORY.config_from_url(url))

@@ -54,7 +54,7 @@ from queue_runtime.providers.envelope import ENVELOPE
 from queue_runtime.providers.malformed import MALFORMED
 
 from .emulator_process import EmulatorProcess
-from .linked import complete, linked, receive_all, url_of
+from .linked import complete, linked, receive_all
 
 CANARY = b64encode(b"a key that nobody may ever see").decode()
 
@@ -110,7 +110,7 @@ def url_with(connection_string: str, **options: Any) -> str:
 
 
 async def test_a_queue_that_is_not_there(emulator: EmulatorProcess) -> None:
-    async with connected(url_of(emulator)) as provider:
+    async with connected(emulator.url_with()) as provider:
         name = QueueName("nowhere")
         for opening in (
             provider.open_sender(name),
@@ -129,7 +129,7 @@ async def test_a_queue_that_is_not_there(emulator: EmulatorProcess) -> None:
 def test_a_queue_that_is_not_there_on_the_command_line(
     emulator: EmulatorProcess, cli: Callable[..., Any]
 ) -> None:
-    result = cli("peek", "--url", url_of(emulator), "--queue", "nowhere")
+    result = cli("peek", "--url", emulator.url_with(), "--queue", "nowhere")
     assert result.exit_code != 0
     assert "nowhere" in result.output
     key = emulator.connection_string.partition("SharedAccessKey=")[2].partition(";")[0]
@@ -139,10 +139,10 @@ def test_a_queue_that_is_not_there_on_the_command_line(
 async def test_a_queue_without_sessions_used_with_sessions(emulator: EmulatorProcess) -> None:
     name = QueueName(f"bad-{uuid.uuid4().hex[:12]}")
     emulator.create_queue(str(name))
-    async with connected(url_of(emulator)) as provider:
+    async with connected(emulator.url_with()) as provider:
         with pytest.raises(ConfigurationError, match="sessions=false"):
             await provider.open_receiver(name, ReceiverOptions())
-    async with connected(url_of(emulator, sessions=False)) as provider:
+    async with connected(emulator.url_with(sessions=False)) as provider:
         sender = await provider.open_sender(name)
         receiver = await provider.open_receiver(name, ReceiverOptions())
         with pytest.raises(Unsupported) as caught:
@@ -158,7 +158,7 @@ async def test_a_queue_without_sessions_used_with_sessions(emulator: EmulatorPro
 async def test_a_queue_with_sessions_used_without(
     emulator: EmulatorProcess, queue: QueueName
 ) -> None:
-    async with connected(url_of(emulator, sessions=False)) as provider:
+    async with connected(emulator.url_with(sessions=False)) as provider:
         with pytest.raises(ConfigurationError, match="sessions=true"):
             await provider.open_receiver(queue, ReceiverOptions())
         sender = await provider.open_sender(queue)
@@ -175,15 +175,15 @@ async def test_a_supervisor_ends_with_a_queue_of_the_other_kind(emulator: Emulat
         raise AssertionError(f"nothing was sent, but {delivery} came")
 
     with trio.fail_after(10), pytest.raises(ConfigurationError, match="sessions=false"):
-        async with open_supervisor(url_of(emulator), name, handle):
+        async with open_supervisor(emulator.url_with(), name, handle):
             await trio.sleep_forever()
 
 
 async def test_names_that_service_bus_cannot_hold(emulator: EmulatorProcess) -> None:
-    async with connected(url_of(emulator)) as provider:
+    async with connected(emulator.url_with()) as provider:
         with pytest.raises(ValidationError, match="must end in a letter or a digit"):
             await provider.open_sender(QueueName("orders-"))
-    async with connected(f"{url_of(emulator)}&queue=orders") as provider:
+    async with connected(f"{emulator.url_with()}&queue=orders") as provider:
         with pytest.raises(ConfigurationError, match="is not the queue"):
             await provider.open_sender(QueueName("others"))
 
@@ -441,7 +441,7 @@ async def test_messages_of_foreign_senders_are_delivered_as_they_are(
     emulator: EmulatorProcess, queue: QueueName
 ) -> None:
     await foreign_send(emulator, str(queue), [make(name) for name, (make, *_) in FOREIGN.items()])
-    async with connected(url_of(emulator)) as provider:
+    async with connected(emulator.url_with()) as provider:
         receiver = await provider.open_receiver(queue, ReceiverOptions())
         deliveries = await receive_all(receiver, len(FOREIGN))
         found = {str(delivery.session_id): delivery for delivery in deliveries}
@@ -472,7 +472,7 @@ async def test_ids_of_foreign_senders(emulator: EmulatorProcess, queue: QueueNam
         for number, given in enumerate(ids)
     ]
     await foreign_send(emulator, str(queue), messages)
-    async with connected(url_of(emulator)) as provider:
+    async with connected(emulator.url_with()) as provider:
         receiver = await provider.open_receiver(queue, ReceiverOptions())
         deliveries = await receive_all(receiver, len(ids))
         assert [int(delivery.body) for delivery in deliveries] == list(range(len(ids)))
@@ -497,10 +497,10 @@ async def test_envelopes_that_are_none_are_dead_letters_and_hold_nobody_up(
             done.set()
 
     with trio.fail_after(15):
-        async with open_supervisor(url_of(emulator), queue, handle):
+        async with open_supervisor(emulator.url_with(), queue, handle):
             await done.wait()
     assert sorted(handled) == sorted(f"behind {name}" for name in BROKEN)
-    async with open_client(url_of(emulator)) as client:
+    async with open_client(emulator.url_with()) as client:
         letters = [letter async for letter in (await client.dead_letters(queue)).find()]
     assert sorted(letter.message.body.decode() for letter in letters) == sorted(BROKEN)
     for letter in letters:
@@ -516,7 +516,7 @@ def test_foreign_messages_on_the_command_line(
     trio.run(
         foreign_send, emulator, str(queue), [make(name) for name, (make, *_) in FOREIGN.items()]
     )
-    result = cli("peek", "--url", url_of(emulator), "--queue", str(queue), "--json")
+    result = cli("peek", "--url", emulator.url_with(), "--queue", str(queue), "--json")
     assert result.exit_code == 0, result.output
     shown = {each["session"] for each in json.loads(result.stdout)["messages"]}
     assert shown <= set(FOREIGN)

@@ -31,10 +31,6 @@ SMALL = Scale(
 )
 
 
-def url_of(emulator: EmulatorProcess, options: str = "") -> str:
-    return f"azure://?connection_string={quote(emulator.connection_string, safe='')}{options}"
-
-
 def run(
     name: str,
     emulator: EmulatorProcess,
@@ -42,7 +38,7 @@ def run(
     *,
     options: str = "",
 ) -> Report:
-    report = run_scenario(name, url_of(emulator, options), workload, SMALL)
+    report = run_scenario(name, emulator.url_with() + options, workload, SMALL)
     assert report.order_violations == 0
     assert all(row.value > 0 for row in report.rows)
     return report
@@ -116,10 +112,10 @@ def test_sending_message_by_message(emulator: EmulatorProcess) -> None:
 
 def test_every_queue_is_removed_again(emulator: EmulatorProcess) -> None:
     async def main() -> None:
-        async with open_place(url_of(emulator)) as place:
+        async with open_place(emulator.url_with()) as place:
             queue = await place.new_queue()
             assert (await place.client.provider.stats(QueueName(queue))).depth == 0
-        async with open_place(url_of(emulator)) as place:
+        async with open_place(emulator.url_with()) as place:
             with pytest.raises(QueueNotFound):
                 await place.client.provider.stats(QueueName(queue))
             assert place.raw is not None

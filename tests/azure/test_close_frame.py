@@ -13,7 +13,7 @@ from queue_runtime.abc import ReceiverOptions
 from queue_runtime.providers.azure import FACTORY
 
 from .emulator_process import emulator_process
-from .linked import again, complete, eventually, url_of
+from .linked import again, complete, eventually
 
 
 def listed(*fields: bytes) -> bytes:
@@ -71,7 +71,7 @@ async def test_a_close_without_details_is_a_lost_connection() -> None:
                 partial(trio.serve_tcp, relay.serve, 0, host="127.0.0.1")
             )
             port = listener.socket.getsockname()[1]
-            config = FACTORY.config_from_url(url_of(emulator, port, sessions=False))
+            config = FACTORY.config_from_url(emulator.url_with(port, sessions=False))
             provider = await FACTORY.open(config)
             receiver = await provider.open_receiver("orders", ReceiverOptions())
             sender = await provider.open_sender("orders")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TypeAlias, final
-from urllib.parse import quote
 
 import attrs
 import pytest
@@ -124,7 +123,7 @@ EXPECTED = [
 def azure_url() -> Iterator[str]:
     with emulator_process() as emulator:
         emulator.create_queue(QUEUE, requires_session=True)
-        yield f"azure://?connection_string={quote(emulator.connection_string, safe='')}"
+        yield emulator.url_with()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import pytest
 import trio
 
@@ -30,8 +28,7 @@ NEVER = 600.0
 async def test_idle_sessions_make_room_at_the_limit_of_the_receiver() -> None:
     with emulator_process() as emulator:
         emulator.create_queue("orders", requires_session=True, lock_duration=60.0)
-        words = quote(emulator.connection_string, safe="")
-        async with open_client(f"azure://?connection_string={words}&max_sessions={HELD}") as client:
+        async with open_client(emulator.url_with(max_sessions=HELD)) as client:
             await publish(client, "orders", Workload(2 * SESSIONS, SESSIONS, 16))
             tally = Tally(2 * SESSIONS)
             config = SupervisorConfig(idle_timeout=NEVER)

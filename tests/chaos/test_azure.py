@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
 
 import pytest
 import trio
@@ -39,34 +38,20 @@ ATTEMPTS = 4
 
 DELIVERIES = 1_000
 
+OPTIONS = {
+    "deduplication": True,
+    "lock_duration": LOCK,
+    "max_delivery_count": DELIVERIES,
+    "connect_timeout": 5,
+    "operation_timeout": 5,
+}
+
 
 @pytest.fixture
 def emulator() -> Iterator[EmulatorProcess]:
     require("azure.servicebus", "proton")
     with emulator_process() as running:
         yield running
-
-
-def url_of(emulator: EmulatorProcess, port: int | None = None) -> str:
-    """The emulator, or a proxy before it."""
-    own = f":{port_of(emulator)};"
-    text = emulator.connection_string
-    assert own in text
-    options = {
-        "connection_string": text if port is None else text.replace(own, f":{port};"),
-        "deduplication": "true",
-        "lock_duration": LOCK,
-        "max_delivery_count": DELIVERIES,
-        "connect_timeout": 5,
-        "operation_timeout": 5,
-    }
-    return f"azure://?{urlencode(options)}"
-
-
-def port_of(emulator: EmulatorProcess) -> int:
-    port = urlsplit(emulator.endpoint).port
-    assert port is not None
-    return port
 
 
 async def break_connections(
@@ -121,14 +106,14 @@ async def test_kills_pauses_detaches_and_resets_lose_reorder_and_overlap_nothing
     config = ClientConfig(breaker=BreakerConfig(failure_threshold=50, open_duration=0.2))
     with trio.fail_after(DEADLINE), Recorder("test", path=tmp_path / "test.jsonl") as recorder:
         async with (
-            open_tcp_proxy("127.0.0.1", port_of(emulator)) as proxy,
-            open_client(url_of(emulator)) as observer,
-            open_client(url_of(emulator, proxy.port), config=config) as client,
+            open_tcp_proxy("127.0.0.1", emulator.port) as proxy,
+            open_client(emulator.url_with(**OPTIONS)) as observer,
+            open_client(emulator.url_with(proxy.port, **OPTIONS), config=config) as client,
             trio.open_nursery() as nursery,
         ):
             fleet = Fleet(
                 nursery=nursery,
-                url=url_of(emulator, proxy.port),
+                url=emulator.url_with(proxy.port, **OPTIONS),
                 queue=QUEUE,
                 folder=tmp_path,
                 settlement=settlement,
