@@ -130,6 +130,7 @@ extras_ = st.builds(
 @example(Message(b"x", message_id="~f:", session_id="~f:"), False, NOTHING_MORE)
 @example(Message(b"x", session_id="~h:" + "0" * 64), False, NOTHING_MORE)
 @example(Message(b"x", message_id="a", deduplication_id="a"), True, NOTHING_MORE)
+@example(Message(b"x"), False, Extras(message_id=MessageId(GENERATED + TOKEN)))
 @example(Message(b"x", session_id="😀" * 128, deduplication_id="😀" * 128), True, EXTRAS)
 def test_round_trip(message: Message, deduplicates: bool, extras: Extras) -> None:
     entry = encode(message, TOKEN, deduplicates=deduplicates, extras=extras)

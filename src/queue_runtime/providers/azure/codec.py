@@ -203,7 +203,7 @@ def _fields(message: Message, token: str, broker_id: str, extras: Extras) -> dic
     was = None if own is not None else identity(message, token, extras)
     fields = {
         "id": None if own == broker_id and not MARKED.match(broker_id) else own,
-        "was": None if was == broker_id else was,
+        "was": None if was == broker_id and extras.message_id is None else was,
         "dedup": True if wanted is not None and wanted == broker_id else wanted,
     }
     given = {name: value for name, value in fields.items() if value is not None}
