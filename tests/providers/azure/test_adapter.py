@@ -50,6 +50,8 @@ pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
 from tests.azure.emulator_process import EmulatorProcess, emulator_process
 
 from queue_runtime.providers.azure.provider import AzureProvider
+from queue_runtime.providers.azure.receiver import AzureReceiver
+from queue_runtime.providers.azure.settling import Work
 
 SESSION = SessionId("session")
 
@@ -276,6 +278,40 @@ async def test_a_message_outlives_its_link(emulator: EmulatorProcess) -> None:
             while await receiver.renew([delivery.lease]) != [None]:
                 await receiver.receive(1, 0.01)
         assert await complete(receiver, [delivery]) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["sessions", "plain"])
+async def test_an_answer_that_nobody_heard_is_not_taken_for_a_lost_lock(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    """A cancelled call may have had its answer already; asked again, nothing counts twice."""
+    queue = new_queue(emulator, sessions=sessions)
+    most, sent = 4, 12
+    async with connected(emulator, sessions=sessions) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(max_per_session=most))
+        assert isinstance(receiver, AzureReceiver)
+        session_id = SESSION if sessions else None
+        await sender.send([Message(b"%d" % n, session_id=session_id) for n in range(sent)])
+        deliveries = await take(receiver, most)
+        for _ in range(1, sent // most):
+            works = []
+            for delivery in deliveries:
+                hold = delivery.lease.provider_data
+                arrival = hold.flights[delivery.receipt].arrival
+                works.append((hold.source, Work(arrival, SettlementAction.COMPLETE)))
+            unheard = await receiver._bridge.run(receiver._intake.settle, works)
+            assert unheard == [None] * most
+            following = await take(receiver, most)
+            for answer in await complete(receiver, deliveries):
+                assert type(answer) is InvalidReceipt
+            assert await receiver.renew([following[0].lease]) == [None]  # answered after all before
+            if sessions:
+                assert emulator.counts(queue)["locked"] == most
+            deliveries = following
+        assert await complete(receiver, deliveries) == [None] * most
+        assert await receiver.receive(1, 0.2) == []
         assert emulator.counts(queue)["active"] == 0
 
 

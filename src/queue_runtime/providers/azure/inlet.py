@@ -25,7 +25,7 @@ from .amqp import uint
 from .links import EngineLink, Link, look
 from .wire import Wire
 
-__all__ = ["ANY_SESSION", "Arrival", "Inlet", "means_no_session"]
+__all__ = ["ANY_SESSION", "Arrival", "Inlet", "means_no_session", "settled_before"]
 
 ANY_SESSION: Final = object()
 """Asks for the next session that has messages and no holder."""
@@ -37,6 +37,11 @@ _DRAIN: Final = 1.0
 def means_no_session(error: BaseException) -> bool:
     """Whether :data:`ANY_SESSION` was refused because there is none to be had."""
     return getattr(error, "condition", None) == b"com.microsoft:timeout"
+
+
+def settled_before() -> InvalidReceipt:
+    """The refusal of a settlement that has nothing to settle, as when whoever asked first never heard the answer."""
+    return InvalidReceipt("this delivery was settled before; nothing changed")
 
 
 @final
@@ -204,7 +209,7 @@ class Inlet(Link):
                 future.set_exception(self.error)
                 continue
             if arrival.tag not in self._link._received_delivery_tags:
-                future.set_exception(InvalidReceipt("this delivery was settled before"))
+                future.set_exception(settled_before())
                 continue
             if run and (outcome is not common or arrival.delivery_id != number + 1):
                 await self._tell(run, common)

@@ -13,7 +13,7 @@ from azure.servicebus._common.constants import REQUEST_RESPONSE_RENEWLOCK_OPERAT
 from queue_runtime.errors import QueueError
 from queue_runtime.messages import SettlementAction
 
-from .inlet import Arrival, Inlet
+from .inlet import Arrival, Inlet, settled_before
 from .settling import Work, is_settled, lock_tokens
 from .sources import Owner, Source
 
@@ -120,18 +120,20 @@ class PlainSource(Source):
 
     async def settle(self, works: Sequence[Work]) -> list[QueueError | None]:
         """Settle messages; for each ``None`` when the broker has confirmed, or why not."""
-        groups: dict[Inlet | None, list[Work]] = {}
-        for work in works:
-            if not work.delay:
-                held = self._held.get(work.arrival.tag)
-                inlet = None if held is None or held.inlet.error is not None else held.inlet
-                if work.arrival.tag in self._open_ends:
-                    inlet = None
-                groups.setdefault(inlet, []).append(work)
-        settling = [self._settle_on(inlet, group) for inlet, group in groups.items()]
-        delaying = self._delay([work for work in works if work.delay])
         answers: dict[Work, QueueError | None] = {}
-        for said in await asyncio.gather(*settling, delaying):
+        groups: dict[Inlet | None, list[Work]] = {}
+        late: list[Work] = []
+        for work in works:
+            held = self._held.get(work.arrival.tag)
+            if held is None:
+                answers[work] = settled_before()
+            elif work.delay:
+                late.append(work)
+            else:
+                is_told = held.inlet.error is None and work.arrival.tag not in self._open_ends
+                groups.setdefault(held.inlet if is_told else None, []).append(work)
+        settling = [self._settle_on(inlet, group) for inlet, group in groups.items()]
+        for said in await asyncio.gather(*settling, self._delay(late)):
             answers |= said
         return [answers[work] for work in works]
 

@@ -68,7 +68,7 @@ class SessionSource(Source):
         session_id: As it is on the wire.
         asked_at: ``time.monotonic()`` before its lock was asked for or last renewed.
         granted_at: ``time.monotonic()`` when the lock was granted.
-        unsettled: Messages taken and not settled.
+        unsettled: Messages taken and not known to be settled.
         stage: Where it stands.
         is_disowned: Whoever held it takes the lock for lost: nothing more is handed out. Set from trio's thread.
     """
@@ -101,7 +101,7 @@ class SessionSource(Source):
         self.session_id = ""
         self.asked_at = time.monotonic()
         self.granted_at = 0.0
-        self.unsettled = 0
+        self.unsettled: set[Arrival] = set()
         self.stage = Stage.OPENING
         self.is_disowned = False
         self._owner: SessionOwner
@@ -132,7 +132,7 @@ class SessionSource(Source):
     def take(self, most: int) -> list[Arrival]:
         """Hand out up to ``most`` messages, which are to be settled."""
         taken = super().take(most)
-        self.unsettled += len(taken)
+        self.unsettled.update(taken)
         return taken
 
     def _arrived(self, _: Inlet, arrival: Arrival) -> None:
@@ -170,7 +170,7 @@ class SessionSource(Source):
             rest = [work for work in now if work not in answers]
             once_more = await asyncio.gather(*map(self._settle_again, rest))
             answers.update(zip(rest, once_more, strict=True))
-            self.unsettled -= sum(map(is_settled, answers.values()))
+            self.unsettled -= {work.arrival for work in now if is_settled(answers[work])}
             if late:
                 answers.update(await self._delay(late))
         finally:
@@ -192,7 +192,7 @@ class SessionSource(Source):
         """Let as many more messages come as may be unsettled."""
         if self._is_open:
             most = self._owner.max_per_session
-            room = most - self.unsettled - len(self.buffer)
+            room = most - len(self.unsettled) - len(self.buffer)
             if room > self._inlet.credit and self._inlet.credit <= most // 2:
                 await self._inlet.set_credit(room)
 
@@ -244,7 +244,7 @@ class SessionSource(Source):
             self._check_returned(await self._answers(futures, "abandon"))
         finally:
             self._delayed.pop(work.arrival, None)
-            self.unsettled -= 1
+            self.unsettled.discard(work.arrival)
             await self._go_on()
         if self.stage is Stage.PARKED and not self._delayed:
             await self.close()
