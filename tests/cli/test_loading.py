@@ -1,4 +1,4 @@
-"""What ``run --handler`` says about handlers that are none."""
+"""What ``run`` says about handlers and instruments that are none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from queue_runtime import ConfigurationError
-from queue_runtime.cli.loading import load_handler
+from queue_runtime.cli.loading import load_handler, load_instrument
 
 from .conftest import Cli
 
@@ -48,6 +48,11 @@ class TooMany:
 async def no_delivery(): ...
 
 def sync_function(delivery): ...
+
+class Counting:
+    def __call__(self, event): ...
+
+counting = Counting()
 
 def makes_text():
     return "text"
@@ -104,6 +109,30 @@ def test_handlers(name: str) -> None:
 def test_what_is_no_handler(reference: str, why: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_handler(reference)
+    assert why in str(caught.value)
+
+
+@pytest.mark.usefixtures("bot")
+@pytest.mark.parametrize("name", ["sync_function", "counting"])
+def test_instruments(name: str) -> None:
+    assert callable(load_instrument(f"a_bot:{name}"))
+
+
+@pytest.mark.usefixtures("bot")
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("a_bot", "names no instrument: expected module:Name"),
+        ("a_bot:sync_funktion", "did you mean 'sync_function'?"),
+        ("a_bot:function", "cannot wait"),
+        ("a_bot:Counting", "got the class Counting"),
+        ("a_bot:number", "got int"),
+        ("a_bot:factory", "its parameters are ()"),
+    ],
+)
+def test_what_is_no_instrument(reference: str, why: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_instrument(reference)
     assert why in str(caught.value)
 
 

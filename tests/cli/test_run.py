@@ -20,6 +20,7 @@ WORKERS = """
 import pathlib
 import trio
 from queue_runtime import DeadLetter, Retry, SessionHandler
+from queue_runtime.instrumentation import MessagesSettled
 
 class Counter(SessionHandler):
     async def handle(self, delivery):
@@ -32,6 +33,15 @@ class Choosy(SessionHandler):
             return DeadLetter("Bad")
         if delivery.body == b"slow" and delivery.delivery_count == 1:
             return Retry(delay=0.01)
+
+def note(event):
+    with open("events", "a") as file:
+        file.write(type(event).__name__ + "\\n")
+
+def note_settled(event):
+    if isinstance(event, MessagesSettled):
+        with open("settled", "a") as file:
+            file.write(f"{len(event.settlements)}\\n")
 
 async def short(delivery):
     pathlib.Path("started").touch()
@@ -93,6 +103,17 @@ def test_the_log_is_json_for_machines(workers: Cli) -> None:
     assert events[0] == "supervisor_started"
     assert "message_completed" in events
     assert json.loads(result.stdout)["completed"] == 1
+
+
+def test_instruments_are_told_what_happens(workers: Cli) -> None:
+    fill(workers, "x", "y")
+    instruments = ("--instrument", "some_workers:note", "--instrument", "some_workers:note_settled")
+    result = workers.json("run", "--handler", "some_workers:Counter", "--until-empty", *instruments)
+    assert result["completed"] == 2
+    events = Path("events").read_text().splitlines()
+    assert events.count("HandlerFinished") == 2
+    assert events.count("SupervisorStarted") == 1
+    assert sum(map(int, Path("settled").read_text().split())) == 2
 
 
 def test_an_empty_queue_is_done_at_once(workers: Cli) -> None:

@@ -1,4 +1,4 @@
-"""Finds the handler that ``run`` is given as ``module:Name``, and explains what is wrong with it before it runs."""
+"""Finds what ``run`` is given as ``module:Name``, and explains what is wrong with it before it runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any, Final
 from queue_runtime import ConfigurationError, HandlerFactory, SessionHandler
 from queue_runtime.config.structuring import shown
 from queue_runtime.handlers import handler_maker
+from queue_runtime.instrumentation import Instrument
 
-__all__ = ["load_handler"]
+__all__ = ["load_handler", "load_instrument"]
 
 _NAMED: Final = 8
 """Names listed when none is near to the one that was given."""
@@ -29,12 +30,45 @@ def load_handler(reference: str) -> HandlerFactory:
         ConfigurationError: There is no such module or name, importing it failed (with the traceback as far as
             it is the user's), or it is no handler.
     """
+    value = _load(reference, "handler", "bot:PullRequest", _handlers_in)
+    _check(value, reference)
+    return value  # type: ignore[no-any-return]  # checked just now
+
+
+def load_instrument(reference: str) -> Instrument:
+    """The instrument that ``module:name`` names, as :func:`load_handler`.
+
+    Raises:
+        ConfigurationError: As there; or it is no instrument.
+    """
+    value = _load(reference, "instrument", "bot:count", _functions_in)
+    if inspect.isclass(value) or not callable(value):
+        raise ConfigurationError(
+            f"{reference} is not an instrument: expected a function that takes an event, "
+            f"or an object that is called like one, got {_kind_of(value)}"
+        )
+    if inspect.iscoroutinefunction(value):
+        raise ConfigurationError(
+            f"{reference} is not an instrument: it is called in passing and cannot wait, so 'def' without 'async'"
+        )
+    if not _takes(value, 1):
+        raise ConfigurationError(
+            f"{reference} is called with the event and nothing else, "
+            f"but its parameters are ({_parameters(value)})"
+        )
+    return value  # type: ignore[no-any-return]  # checked just now
+
+
+def _load(
+    reference: str, what: str, example: str, likely: Callable[[ModuleType], Iterator[str]]
+) -> Any:
+    """What ``module:Name`` names; ``likely`` are a module's names to tell of when it has no such one."""
     module_name, colon, path = reference.partition(":")
     if not colon or not all(
         part.isidentifier() for name in (module_name, path) for part in name.split(".")
     ):
         raise ConfigurationError(
-            f"{shown(reference)} names no handler: expected module:Name, such as bot:PullRequest"
+            f"{shown(reference)} names no {what}: expected module:Name, such as {example}"
         )
     here = str(Path.cwd())
     if here not in sys.path:
@@ -44,12 +78,11 @@ def load_handler(reference: str) -> HandlerFactory:
         try:
             value = getattr(value, name)
         except AttributeError:
-            known = _handlers_in(value) if inspect.ismodule(value) else vars(value)
+            known = likely(value) if inspect.ismodule(value) else vars(value)
             raise ConfigurationError(
                 f"{reference}: {_name_of(value)} has no {name!r}" + _near(name, known)
             ) from None
-    _check(value, reference)
-    return value  # type: ignore[no-any-return]  # checked just now
+    return value
 
 
 def _import(name: str) -> ModuleType:
@@ -135,9 +168,17 @@ def _name_of(value: Any) -> str:
     return repr(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+def _kind_of(value: Any) -> str:
+    return f"the class {value.__name__}" if inspect.isclass(value) else type(value).__name__
+
+
+def _public(module: ModuleType) -> list[str]:
+    return [name for name in vars(module) if not name.startswith("_")]
+
+
 def _handlers_in(module: ModuleType) -> Iterator[str]:
     """Names of a module that look like handlers; all public ones if none does."""
-    public = [name for name in vars(module) if not name.startswith("_")]
+    public = _public(module)
     handlers = [
         name
         for name in public
@@ -149,6 +190,15 @@ def _handlers_in(module: ModuleType) -> Iterator[str]:
         )
     ]
     yield from handlers or public
+
+
+def _functions_in(module: ModuleType) -> Iterator[str]:
+    """Names of a module that may be instruments."""
+    for name in _public(module):
+        if inspect.isfunction(value := getattr(module, name)) and not inspect.iscoroutinefunction(
+            value
+        ):
+            yield name
 
 
 def _near(name: str, known: Any) -> str:

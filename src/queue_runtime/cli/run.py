@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Final, Protocol, final
 
@@ -20,8 +21,9 @@ from queue_runtime import (
     open_client,
     open_supervisor,
 )
+from queue_runtime.instrumentation import Instrument
 
-from .loading import load_handler
+from .loading import load_handler, load_instrument
 from .options import Settings, run_async, shared_options
 from .output import console, plural, print_json
 
@@ -34,7 +36,8 @@ _REFRESH: Final = 0.25
 @click.command(
     epilog="""\b
 The handler is a class with 'async def handle(self, delivery)', an async function that takes
-a delivery, or a function that makes such objects. The current directory is importable.
+a delivery, or a function that makes such objects. An instrument is a function that takes an
+event of queue_runtime.instrumentation. The current directory is importable.
 
 \b
 SIGTERM or Ctrl-C drains: running handlers finish, their messages are settled, locks are given
@@ -56,6 +59,10 @@ Examples:
     help="What handles the messages.",
 )
 @click.option(
+    "--instrument", "listeners", multiple=True, metavar="MODULE:NAME",
+    help="Is told what happens; may be given again.",
+)  # fmt: skip
+@click.option(
     "--until-empty", is_flag=True,
     help="Stop when nothing waits, is delayed or in flight; what is scheduled for later stays.",
 )  # fmt: skip
@@ -73,14 +80,22 @@ Examples:
 @click.option(
     "--idle-timeout", type=float, metavar="SECONDS", help="When an idle session is closed."
 )
-def run(*, settings: Settings, reference: str, until_empty: bool, **supervisor: Any) -> None:
+def run(
+    *,
+    settings: Settings,
+    reference: str,
+    listeners: tuple[str, ...],
+    until_empty: bool,
+    **supervisor: Any,
+) -> None:
     """Handle a queue's messages, each session in order, until told to stop."""
     given = {name: value for name, value in supervisor.items() if value is not None}
     config = settings.load({"supervisor": given} if given else None)
     queue = settings.queue_of(config)
     config.provider_source()  # before anything of the user's is imported
     handler = load_handler(reference)
-    result = run_async(_Run(settings, config, queue, handler, until_empty).run)
+    instruments = [load_instrument(each) for each in listeners]
+    result = run_async(_Run(settings, config, queue, handler, instruments, until_empty).run)
     _summarize(result, queue, as_json=settings.json)
     if not result.clean:
         sys.exit(1)
@@ -108,12 +123,14 @@ class _Run:
         config: RuntimeConfig,
         queue: QueueName,
         handler: HandlerFactory,
+        instruments: Sequence[Instrument],
         until_empty: bool,
     ) -> None:
         self._settings = settings
         self._config = config
         self._queue = queue
         self._handler = handler
+        self._instruments = instruments
         self._until_empty = until_empty
         self._stop = trio.Event()
 
@@ -122,7 +139,7 @@ class _Run:
         with ExitStack() as stack:
             status = stack.enter_context(_status() if live else nullcontext())
             # After the status line has taken stderr over, so that log lines go above it.
-            instruments = self._settings.instruments(
+            log = self._settings.instruments(
                 self._config, quiet_level="warning" if live else "info"
             )
             began = trio.current_time()
@@ -137,7 +154,7 @@ class _Run:
                         self._queue,
                         self._handler,
                         config=self._config.supervisor,
-                        instruments=instruments,
+                        instruments=[*log, *self._instruments],
                     ) as supervisor:
                         if status is not None:
                             nursery.start_soon(self._show, supervisor, status)
