@@ -19,7 +19,7 @@ from queue_runtime.testing.tcp_proxy import TcpFaultProxy, open_tcp_proxy
 
 from ..azure.emulator_process import EmulatorProcess, emulator_process
 from ..azure.given import require
-from .fleet import PROCESSES, SHORT, Fleet, judge, send
+from .fleet import SHORT, Fleet, judge
 
 pytestmark = pytest.mark.chaos
 
@@ -55,13 +55,10 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 
 async def break_connections(
-    emulator: EmulatorProcess,
-    proxy: TcpFaultProxy,
-    randomness: random.Random,
-    scope: trio.CancelScope,
+    emulator: EmulatorProcess, proxy: TcpFaultProxy, randomness: random.Random
 ) -> None:
     """Frames that never arrive, links detached by force, a session's or all, and all connections at once."""
-    with scope:
+    try:
         while True:
             await trio.sleep(randomness.uniform(0.2, 1.0))
             match randomness.choice(("reset", "request", "reply", "detach", "session")):
@@ -76,14 +73,8 @@ async def break_connections(
                 case _:
                     for number in randomness.sample(range(SESSIONS), 5):
                         emulator.fault("detach", queue=QUEUE, session_id=f"session-{number}")
-
-
-async def drained(emulator: EmulatorProcess) -> None:
-    """Return once there is nothing left to deliver."""
-    while True:
-        if not emulator.counts(QUEUE)["active"]:
-            break
-        await trio.sleep(0.1)
+    finally:
+        proxy.heal()
 
 
 @pytest.mark.parametrize("settlement", ["strict", "pipelined"])
@@ -121,23 +112,17 @@ async def test_kills_pauses_detaches_and_resets_lose_reorder_and_overlap_nothing
                 recorder=recorder,
                 attempts=ATTEMPTS,
             )
-            for _ in range(PROCESSES):
-                await fleet.start()
-            network = trio.CancelScope()
-            nursery.start_soon(break_connections, emulator, proxy, randomness, network)
-            async with trio.open_nursery() as working:
-                sending = partial(send, messages=MESSAGES, sessions=SESSIONS, pause=PAUSE)
-                working.start_soon(sending, client, QUEUE, recorder)
-                for _ in range(FAULTS):
-                    await trio.sleep(randomness.uniform(0.3, 1.5))
-                    await fleet.strike(randomness)
-            await drained(emulator)
-            network.cancel()
-            proxy.heal()
-            await fleet.drain()
-            letters = await observer.dead_letters(QUEUE)
-            async for letter in letters.find():
-                recorder.found_dead(letter)
+            await fleet.campaign(
+                client,
+                observer,
+                messages=MESSAGES,
+                sessions=SESSIONS,
+                strikes=FAULTS,
+                randomness=randomness,
+                calm=(0.3, 1.5),
+                pause=PAUSE,
+                network=partial(break_connections, emulator, proxy, randomness),
+            )
             assert proxy.statistics().resets > FAULTS
             print(proxy.statistics(), emulator.statistics())
     judge(fleet)

@@ -18,7 +18,7 @@ from queue_runtime.testing import Recorder
 from queue_runtime.testing.tcp_proxy import TcpFaultProxy, open_tcp_proxy
 
 from ..sqs.emulator import Emulator, open_emulator, require_emulator
-from .fleet import PROCESSES, SHORT, Fleet, drained, judge, send
+from .fleet import SHORT, Fleet, judge
 
 pytestmark = pytest.mark.chaos
 
@@ -50,11 +50,9 @@ def emulator() -> Iterator[Emulator]:
         yield running
 
 
-async def break_connections(
-    proxy: TcpFaultProxy, randomness: random.Random, scope: trio.CancelScope
-) -> None:
+async def break_connections(proxy: TcpFaultProxy, randomness: random.Random) -> None:
     """Requests that never arrive, replies that get lost, and all connections at once."""
-    with scope:
+    try:
         while True:
             await trio.sleep(randomness.uniform(0.05, 0.5))
             if randomness.random() < 0.3:
@@ -63,6 +61,8 @@ async def break_connections(
             cut = proxy.cut_request if randomness.random() < 0.5 else proxy.cut_reply
             # Half of the cuts happen in the middle of what is said.
             cut(after=randomness.choice((0, 300)), matching=randomness.choice(ACTIONS))
+    finally:
+        proxy.heal()
 
 
 @pytest.mark.parametrize("settlement", ["strict", "pipelined"])
@@ -90,23 +90,17 @@ async def test_kills_pauses_and_resets_lose_reorder_and_overlap_nothing(
                 recorder=recorder,
                 attempts=ATTEMPTS,
             )
-            for _ in range(PROCESSES):
-                await fleet.start()
-            network = trio.CancelScope()
-            nursery.start_soon(break_connections, proxy, randomness, network)
-            async with trio.open_nursery() as working:
-                sending = partial(send, messages=MESSAGES, sessions=SESSIONS, pause=PAUSE)
-                working.start_soon(sending, client, QUEUE, recorder)
-                for _ in range(FAULTS):
-                    await trio.sleep(randomness.uniform(0.3, 1.5))
-                    await fleet.strike(randomness)
-            await drained(observer, QUEUE)
-            network.cancel()
-            proxy.heal()
-            await fleet.drain()
-            letters = await observer.dead_letters(QUEUE)
-            async for letter in letters.find():
-                recorder.found_dead(letter)
+            await fleet.campaign(
+                client,
+                observer,
+                messages=MESSAGES,
+                sessions=SESSIONS,
+                strikes=FAULTS,
+                randomness=randomness,
+                calm=(0.3, 1.5),
+                pause=PAUSE,
+                network=partial(break_connections, proxy, randomness),
+            )
             assert proxy.statistics().resets > FAULTS
             print(proxy.statistics(), emulator.calls())
     judge(fleet)

@@ -1,27 +1,20 @@
-"""A consumer process of the chaos tests; once it says ``ready``, SIGTERM drains it.
+"""What the consumer processes of the chaos tests run: ``queue-runtime run --handler worker:handler --instrument …``.
 
-``python worker.py NAME URL QUEUE HISTORY SETTLEMENT ATTEMPTS``
+The environment names the process in ``CHAOS_NAME`` and the file of its history in ``CHAOS_HISTORY``.
 """
 
 from __future__ import annotations
 
+import os
 import random
-import signal
-import sys
 
 import trio
 
-from queue_runtime import (
-    BreakerConfig,
-    ConnectionFailed,
-    Delivery,
-    Retry,
-    RetryPolicy,
-    SettlementMode,
-    SupervisorConfig,
-    open_supervisor,
-)
+from queue_runtime import Delivery, Retry
+from queue_runtime.instrumentation import Event, SupervisorStarted
 from queue_runtime.testing import Recorder, record_handlers, record_settlements
+
+recorder = Recorder(os.environ["CHAOS_NAME"], path=os.environ["CHAOS_HISTORY"])
 
 
 async def handle(delivery: Delivery) -> Retry | None:
@@ -34,39 +27,11 @@ async def handle(delivery: Delivery) -> Retry | None:
     return None
 
 
-async def main(
-    name: str, url: str, queue: str, history: str, settlement: str, attempts: str
-) -> None:
-    config = SupervisorConfig(
-        settlement=SettlementMode(settlement),
-        # Fewer than there are, so that the processes share the sessions and hand them over.
-        max_sessions=25,
-        idle_timeout=0.2,
-        park_threshold=0.1,
-        retry=RetryPolicy(initial=0.01, max_delay=0.3, max_attempts=int(attempts) or None),
-        drain_timeout=5.0,
-        # A network as bad as the tests' fails often in a row.
-        breaker=BreakerConfig(failure_threshold=10, open_duration=0.5),
-    )
-    with Recorder(name, path=history) as recorder:
-        while True:
-            try:
-                async with open_supervisor(
-                    url,
-                    queue,
-                    record_handlers(handle, recorder),
-                    config=config,
-                    instruments=[record_settlements(recorder)],
-                ):
-                    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-                        print("ready", flush=True)
-                        async for _ in signals:
-                            break
-                return
-            except* ConnectionFailed:
-                # Opening fails at once; an orchestrator would start the process again.
-                await trio.sleep(0.1)
+handler = record_handlers(handle, recorder)
+settlements = record_settlements(recorder)
 
 
-if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+def readiness(event: Event) -> None:
+    """Say so when there is a supervisor: from then on SIGTERM drains it."""
+    if isinstance(event, SupervisorStarted):
+        print("ready", flush=True)
