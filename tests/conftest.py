@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -34,6 +35,10 @@ from queue_runtime.providers.memory import MEMORY_FACTORY, MemoryConfig
 # What is drawn first pays for what is imported then, and the machine may be busy: neither is a test's failure.
 settings.register_profile("unhurried", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("unhurried")
+
+# A shell has what it starts in the background ignore interrupts; tests send some, also to processes that inherit this.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Proceed = Callable[..., Awaitable[Any]]
 Hook = Callable[..., Awaitable[Any]]
