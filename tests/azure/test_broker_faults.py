@@ -343,6 +343,25 @@ async def test_a_refusal_after_a_settlement_was_cancelled_is_told(
         link.assert_empty()
 
 
+async def test_what_was_settled_unheard_can_be_given_back(emulator: EmulatorProcess) -> None:
+    """There is nothing left to give back, which is no error: the lease is over."""
+    async with linked(emulator, sessions=False, options={"operation_timeout": 10}) as link:
+        await link.send(link.work(2))
+        receiver = await link.receiver()
+        settled, kept = await receive_all(receiver, 2)
+        link.proxy.pause()
+        with trio.move_on_after(0.2) as scope:
+            await receiver.settle(settlements([settled]))
+        assert scope.cancelled_caught
+        link.proxy.resume()
+        # Its answer comes behind that of the settlement.
+        assert await receiver.renew([kept.lease]) == [None]
+        await receiver.release([settled.lease, kept.lease])
+        counts = link.counts()
+        assert (counts["active"], counts["locked"]) == (1, 0)
+        await work_off(link, receiver)
+
+
 async def test_a_session_that_is_granted_to_who_closes_is_given_back(
     emulator: EmulatorProcess,
 ) -> None:

@@ -301,7 +301,7 @@ class AzureReceiver(Receiver):
         # Begun, it goes through: half given back would be held by nobody.
         with trio.CancelScope(shield=True):
             for error in await self._bridge.run(self._intake.release, sessions, works):
-                if error is not None and not isinstance(error, LockLost):
+                if error is not None and not is_settled(error):
                     raise error
 
     async def get_state(self, lease: Lease) -> bytes | None:
