@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 import trio
+import trio.testing
 
 from queue_runtime.abc import Lease, Receiver, ReceiverOptions
 from queue_runtime.errors import (
@@ -249,6 +250,38 @@ async def test_a_session_lost_on_its_way_to_the_receiver_is_overtaken_by_nobody(
         assert len({delivery.lease for delivery in (*first, *rest)}) == 1
         assert [delivery.body for delivery in (*first, *rest)] == [b"1", b"2"]
         assert await complete(receiver, [*first, *rest]) == [None, None]
+        assert emulator.counts(queue)["active"] == 0
+
+
+async def test_what_comes_while_its_session_is_given_back_comes_under_a_lease_that_holds(
+    emulator: EmulatorProcess,
+) -> None:
+    """A message that was taken by the loop's thread, and not yet by trio's when the lease was released."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        due = datetime.now(UTC) + timedelta(seconds=1.0)
+        await sender.send([Message(b"1", session_id=SESSION)])
+        await sender.send([Message(b"2", session_id=SESSION, scheduled_at=due)])
+        [first] = await take(receiver, 1)
+        assert await complete(receiver, [first]) == [None]
+        second: list[Delivery] = []
+
+        async def get() -> None:
+            second.extend(await take(receiver, 1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get)
+            await trio.testing.wait_all_tasks_blocked()
+            # No checkpoint from here on: what the loop's thread hands over waits for trio's.
+            handed_over = provider._bridge._to_trio
+            stand_still_until(lambda: len(handed_over._work) == 1)  # the call's result
+            await receiver.release([first.lease])
+        assert second[0].lease.token > first.lease.token
+        assert await receiver.renew([second[0].lease]) == [None]
+        assert await complete(receiver, second) == [None]
+        assert [delivery.body for delivery in second] == [b"2"]
         assert emulator.counts(queue)["active"] == 0
 
 

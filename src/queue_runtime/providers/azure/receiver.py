@@ -119,7 +119,7 @@ class AzureReceiver(Receiver):
         broken: list[tuple[Delivery, str]] = []
         for take in takes:
             if isinstance(take.source, SessionSource) and take.source.is_disowned:
-                continue  # it was on its way when the lease was lost, and returns with the link
+                continue  # it was on its way when the lease ended, and returns with the link
             for arrival in take.arrivals:
                 received = decode(arrival.message, sessions=self._has_sessions)
                 hold = self._hold_for(take.source, received, arrival)
@@ -224,10 +224,9 @@ class AzureReceiver(Receiver):
 
     def _end_alone(self, hold: Hold) -> None:
         """The lock of a message without a session ends with its settlement."""
-        self._singles.pop(hold, None)
+        self._drop(hold)
         if isinstance(hold.source, SessionSource):
             # Its session was made for it alone.
-            self._sessions.pop(hold.source, None)
             hold.lease.released = True
             with suppress(QueueError, trio.ClosedResourceError):
                 self._bridge.start(hold.source.release)
@@ -347,10 +346,11 @@ class AzureReceiver(Receiver):
         return hold if hold in self._singles else None
 
     def _drop(self, hold: Hold) -> None:
-        """Forget a lease, which is over."""
+        """Forget a lease, which is over, as is what its session brought that is still on its way here."""
         self._singles.pop(hold, None)
         if isinstance(hold.source, SessionSource):
             self._sessions.pop(hold.source, None)
+            hold.source.is_disowned = True
 
     def _lose(self, hold: Hold, cause: QueueError | None = None) -> LockLost:
         """The lock is over: tell the lease's holder, unless it gave the lock back itself."""
@@ -358,8 +358,6 @@ class AzureReceiver(Receiver):
         error.__cause__ = cause
         if self._held(hold.lease) is not None:
             self._drop(hold)
-            if isinstance(hold.source, SessionSource):
-                hold.source.is_disowned = True
             hold.lease.lose(error)
         return error
 

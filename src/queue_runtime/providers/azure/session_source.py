@@ -70,7 +70,8 @@ class SessionSource(Source):
         granted_at: ``time.monotonic()`` when the lock was granted.
         unsettled: Messages taken and not known to be settled.
         stage: Where it stands.
-        is_disowned: Whoever held it takes the lock for lost: nothing more is handed out. Set from trio's thread.
+        is_disowned: Whoever held it has done with it, or takes the lock for lost: nothing more is handed out. Set
+            from trio's thread.
     """
 
     @classmethod
