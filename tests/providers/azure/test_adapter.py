@@ -446,6 +446,39 @@ async def test_accepting_ends_in_time_and_leaves_no_ghost(emulator: EmulatorProc
         assert emulator.counts(queue)["locked_sessions"] == 0
 
 
+async def test_sessions_that_nobody_accepted_are_given_back_although_somebody_receives(
+    emulator: EmulatorProcess,
+) -> None:
+    """Several are asked for at once, and whoever only reads what is held takes none of them."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator, acceptors=4) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(auto_accept=False))
+        other = await provider.open_receiver(queue, ReceiverOptions())
+        await sender.send([Message(b"", session_id=SessionId(f"s{n}")) for n in range(5)])
+        received: list[Delivery] = []
+        has_received = trio.Event()
+
+        async def receive() -> None:
+            while True:
+                received.extend(await receiver.receive(5, 60.0))
+                has_received.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            lease = await receiver.accept(None, 5.0)
+            assert lease is not None
+            rest = await take(other, 4, within=10.0)
+            assert await complete(other, rest) == [None] * 4
+            with trio.fail_after(5.0):
+                await has_received.wait()
+            nursery.cancel_scope.cancel()
+        assert {delivery.session_id for delivery in received} == {lease.session_id}
+        assert await complete(receiver, received) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
 async def test_a_stalled_broker_is_a_timeout() -> None:
     """Trap 4: a send without a timeout hangs when the broker says nothing."""
     with emulator_process() as emulator:

@@ -157,7 +157,11 @@ class Intake:
         me = object()
         deadline = time.monotonic() + max(timeout, _GLANCE)
         comes_back = timeout < _GLANCE
-        self._begin(me)
+        self._watch()
+        # Where sessions are locked by name or by `accept` only, nothing is asked for here.
+        asks = self._plain is not None or self._auto_accept
+        if asks:
+            self._begin(me)
         try:
             while not self._closed:
                 if self._plain is not None:
@@ -168,12 +172,14 @@ class Intake:
                 if taken:
                     comes_back = True
                     return taken
-                self._raise_failure("receive")
+                if asks:
+                    self._raise_failure("receive")
                 if not await self._sleep(deadline):
                     return []
             return []
         finally:
-            self._end(me, comes_back=comes_back)
+            if asks:
+                self._end(me, comes_back=comes_back)
 
     async def accept(self, timeout: float) -> SessionSource | None:
         """Lock the next session that has messages; ``None`` at the timeout.
@@ -183,6 +189,7 @@ class Intake:
         """
         me = object()
         deadline = time.monotonic() + max(timeout, _GLANCE)
+        self._watch()
         self._begin(me)
         try:
             while not self._closed:
@@ -211,16 +218,20 @@ class Intake:
         self._add(source)
         return self._lease(source)
 
-    def _begin(self, me: object) -> None:
-        self._wanted.add(me)
-        self._error = None
+    def _watch(self) -> None:
         if self._sweeper is None:
             self._sweeper = self.spawn(self._sweep())
+
+    def _begin(self, me: object) -> None:
+        """Ask for what nobody here has yet."""
+        self._wanted.add(me)
+        self._error = None
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
 
     def _end(self, me: object, *, comes_back: bool) -> None:
+        """Ask no more, unless somebody else does: let others have it."""
         self._wanted.discard(me)
         if self._wanted or self._closed:
             return
