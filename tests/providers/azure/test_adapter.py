@@ -479,6 +479,42 @@ async def test_sessions_that_nobody_accepted_are_given_back_although_somebody_re
         assert emulator.counts(queue)["active"] == 0
 
 
+async def test_what_came_before_its_session_was_accepted_is_received(
+    emulator: EmulatorProcess,
+) -> None:
+    """Whoever receives was told of it when it was not yet to be had."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator, acceptors=1) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(auto_accept=False))
+        loop = provider._bridge._loop
+
+        def dawdle() -> None:
+            """Each round of the loop lasts longer than it takes the broker to send a message."""
+            if is_slow:
+                time.sleep(0.003)
+                loop.call_soon(dawdle)
+
+        for number in range(8):
+            await sender.send([Message(b"", session_id=SessionId(f"s{number}"))])
+            deliveries: list[Delivery] = []
+
+            async def receive(deliveries: list[Delivery]) -> None:
+                deliveries += await take(receiver, 1)
+
+            is_slow = True
+            loop.call_soon_threadsafe(dawdle)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive, deliveries)
+                    lease = await receiver.accept(None, 5.0)
+                    assert lease is not None
+            finally:
+                is_slow = False
+            assert await complete(receiver, deliveries) == [None]
+            await receiver.release([lease])
+
+
 async def test_a_stalled_broker_is_a_timeout() -> None:
     """Trap 4: a send without a timeout hangs when the broker says nothing."""
     with emulator_process() as emulator:

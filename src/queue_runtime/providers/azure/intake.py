@@ -283,6 +283,8 @@ class Intake:
     def _lease(self, source: SessionSource) -> SessionSource:
         source.stage = Stage.LEASED
         self._free.pop(source, None)
+        if source.is_ready:
+            self._changed()  # now it can be taken also by who takes only what is held
         return source
 
     def _may_take(self, source: Source) -> bool:
