@@ -352,6 +352,35 @@ async def test_calls_into_a_black_hole_end_in_time_and_recover(
         link.assert_empty()
 
 
+@pytest.mark.parametrize("hole", ["network", "broker"])
+async def test_waiting_side_by_side_takes_no_longer_than_waiting_alone(
+    emulator: EmulatorProcess, hole: str
+) -> None:
+    """Many messages outlive their link: for each a request is made, and all need one connection and one token."""
+    async with linked(emulator, sessions=False) as link:
+        await link.send(link.work(10))
+        receiver = await link.receiver()
+        deliveries = await receive_all(receiver, 10)
+        if hole == "network":
+            link.proxy.silence()
+        else:
+            emulator.fault("stall")
+        link.proxy.reset_all()
+        for call in (
+            partial(receiver.settle, settlements(deliveries)),
+            partial(receiver.renew, leases(deliveries)),
+            receiver.aclose,
+        ):
+            took = await timed({"call": call})
+            assert took["call"] <= 2 * PATIENCE + SLACK
+        emulator.lift_faults()
+        link.proxy.heal()
+        emulator.fault("move_time", seconds=LOCK)
+        receiver = await link.direct.open_receiver(link.queue, ReceiverOptions())
+        await work_off(link, receiver)
+        link.assert_empty()
+
+
 async def test_a_slow_link_delays_and_loses_nothing(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:

@@ -16,6 +16,7 @@ from .credentials import open_credential
 from .errors import Call, from_azure, safe_cause
 from .inlet import Inlet
 from .outlet import Outlet
+from .shared import outcome_of
 from .wire import Credential, Place, Wire
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class AzureApi:
         self._place = place
         self._stack = stack
         self._wires: dict[Purpose, list[Wire]] = {purpose: [] for purpose in Purpose}
-        self._locks = {purpose: asyncio.Lock() for purpose in Purpose}
+        self._opening: dict[Purpose, asyncio.Task[Wire]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -103,25 +104,30 @@ class AzureApi:
         return self._place.credential
 
     async def wire(self, purpose: Purpose) -> Wire:
-        """A connection with room for one more link; opened if there is none.
+        """A connection with room for one more link; opened if there is none, once for all who wait for it.
 
         Raises:
             Exception: As :meth:`.wire.Wire.open`.
         """
-        async with self._locks[purpose]:
-            wires = self._wires[purpose]
-            for wire in [each for each in wires if each.error is not None]:
-                wires.remove(wire)
-                task = asyncio.create_task(wire.aclose())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-            for wire in wires:
-                if wire.sessions < _MOST_SESSIONS:
-                    return wire
-            wire = await Wire.open(self._place)
-            self.opened += 1
-            wires.append(wire)
-            return wire
+        wires = self._wires[purpose]
+        for wire in [each for each in wires if each.error is not None]:
+            wires.remove(wire)
+            closing = asyncio.create_task(wire.aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        for wire in wires:
+            if wire.sessions < _MOST_SESSIONS:
+                return wire
+        opening = self._opening.get(purpose)
+        if opening is None or opening.done():
+            opening = self._opening[purpose] = asyncio.create_task(self._open_wire(purpose))
+        return await outcome_of(opening)
+
+    async def _open_wire(self, purpose: Purpose) -> Wire:
+        wire = await Wire.open(self._place)
+        self.opened += 1
+        self._wires[purpose].append(wire)
+        return wire
 
     async def inlet(self, entity: str, *args: Any, **kwargs: Any) -> Inlet:
         """As :meth:`.inlet.Inlet.open`, on a connection for receiving. Raises what the SDK raises."""
@@ -153,6 +159,9 @@ class AzureApi:
 
     async def aclose(self) -> None:
         """Disconnect everything; never fails."""
+        for opening in self._opening.values():
+            opening.cancel()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
         wires = [wire for wires in self._wires.values() for wire in wires]
         for each in self._wires.values():
             each.clear()

@@ -22,7 +22,8 @@ from queue_runtime.errors import InvalidReceipt
 
 from .amqp import source as source_of
 from .amqp import uint
-from .links import EngineLink, Link, look
+from .links import EngineLink, Link
+from .shared import look
 from .wire import Wire
 
 __all__ = ["ANY_SESSION", "Arrival", "Inlet", "means_no_session", "settled_before"]

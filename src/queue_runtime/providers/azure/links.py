@@ -16,7 +16,7 @@ from azure.servicebus._pyamqp.error import AMQPLinkError, ErrorCondition
 
 from .wire import Wire
 
-__all__ = ["EngineLink", "Link", "look"]
+__all__ = ["EngineLink", "Link"]
 
 _GOODBYE: Final = 2.0
 """Seconds to wait for the peer to confirm that a link is closed; the message locks run out by themselves."""
@@ -188,9 +188,3 @@ class EngineLink(_EngineBase):  # type: ignore[misc]  # the SDK's is not annotat
     async def _on_session_state_change(self) -> None:
         await super()._on_session_state_change()
         await self._owner.session_changed(self._session.state)
-
-
-def look(future: asyncio.Future[None]) -> None:
-    """A callback for answers that nobody may be left to look at."""
-    if not future.cancelled():
-        future.exception()

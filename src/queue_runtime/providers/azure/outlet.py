@@ -15,7 +15,8 @@ from azure.servicebus._pyamqp.constants import (
 )
 from azure.servicebus._pyamqp.error import ErrorCondition, MessageException
 
-from .links import EngineLink, Link, look
+from .links import EngineLink, Link
+from .shared import look
 from .wire import Wire
 
 __all__ = ["Outlet"]

@@ -9,6 +9,8 @@ from typing import Final, final
 
 import attrs
 
+from .shared import outcome_of
+
 __all__ = ["Rights"]
 
 _MARGIN: Final = 0.1
@@ -60,24 +62,26 @@ class Rights:
         self._get_token = get_token
         self._put_token = put_token
         self._grants: dict[str, _Grant] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._showing: dict[str, asyncio.Task[None]] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
     async def authorize(self, entity: str) -> None:
-        """Show a token for an entity, unless one was shown that is still good.
+        """Show a token for an entity, unless one was shown that is still good; once for all who wait for it.
 
         Raises:
             Exception: The credential gives none, or the broker refuses it.
         """
         if self._is_good(entity):
             return
-        async with self._locks.setdefault(entity, asyncio.Lock()):
-            if self._is_good(entity):
-                return
-            self._grants.pop(
-                entity, None
-            )  # also the same token is shown again: the broker tells what is wrong
-            await self._show(entity)
+        showing = self._showing.get(entity)
+        if showing is None or showing.done():
+            showing = self._showing[entity] = asyncio.create_task(self._show_anew(entity))
+        await outcome_of(showing)
+
+    async def _show_anew(self, entity: str) -> None:
+        # Also the same token is shown again: the broker tells what is wrong.
+        self._grants.pop(entity, None)
+        await self._show(entity)
         keeper = self._keepers.get(entity)
         if keeper is None or keeper.done():
             self._keepers[entity] = asyncio.create_task(self._keep(entity), name="token keeper")
@@ -126,9 +130,10 @@ class Rights:
 
     async def aclose(self) -> None:
         """Renew nothing any more."""
-        for keeper in self._keepers.values():
-            keeper.cancel()
-        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        tasks = [*self._showing.values(), *self._keepers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _pause(left: float) -> float:

@@ -38,6 +38,7 @@ from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransp
 
 from .requests import Requests
 from .rights import Rights
+from .shared import outcome_of
 
 __all__ = ["Credential", "Place", "Wire"]
 
@@ -268,8 +269,7 @@ class Wire:
             self.check()
             task = asyncio.create_task(Requests.open(self, node), name=f"open {node}")
             self._requests[node] = task
-        # Others may wait for it too.
-        return await asyncio.shield(task)
+        return await outcome_of(task)
 
     # --- reading -----------------------------------------------------------------------------------
 
