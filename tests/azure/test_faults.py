@@ -26,6 +26,7 @@ from queue_runtime import (
     Message,
     QueueError,
     SessionId,
+    Settlement,
     SettlementAction,
     open_client,
 )
@@ -456,7 +457,10 @@ async def test_a_client_outlasts_an_endpoint_that_comes_back(emulator: EmulatorP
         link.assert_empty()
 
 
-@pytest.mark.parametrize("call", ["receive", "accept", "accept_named", "send", "settle", "renew"])
+@pytest.mark.parametrize(
+    "call",
+    ["receive", "accept", "accept_named", "send", "settle", "give_back", "delay", "renew"],
+)
 async def test_a_call_is_cancelled_within_250_ms_over_a_dead_link(
     emulator: EmulatorProcess, call: str
 ) -> None:
@@ -470,6 +474,13 @@ async def test_a_call_is_cancelled_within_250_ms_over_a_dead_link(
             "accept_named": partial(receiver.accept, SESSION, 20.0),
             "send": partial(sender.send, link.work(10)),
             "settle": partial(receiver.settle, settlements(deliveries)),
+            "give_back": partial(
+                receiver.settle, settlements(deliveries, SettlementAction.ABANDON)
+            ),
+            "delay": partial(
+                receiver.settle,
+                [Settlement(each, SettlementAction.ABANDON, delay=0.1) for each in deliveries],
+            ),
             "renew": partial(receiver.renew, leases(deliveries)),
         }
         link.proxy.silence()

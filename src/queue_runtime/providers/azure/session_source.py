@@ -158,6 +158,7 @@ class SessionSource(Source):
         now = [work for work in works if not work.delay]
         late = [work for work in works if work.delay]
         goes_back = late or any(work.goes_back for work in now)
+        going_on: asyncio.Task[None] | None = None
         answers: dict[Work, QueueError | None] = {}
         try:
             if goes_back:
@@ -176,10 +177,12 @@ class SessionSource(Source):
                 answers.update(await self._delay(late))
         finally:
             if goes_back:
-                # On the side: who is cancelled here waits no longer, but messages have to come again.
-                await asyncio.wait((self._owner.spawn(self._go_on()),))
+                # On the side: who is cancelled waits no longer, but messages have to come again.
+                going_on = self._owner.spawn(self._go_on())
             else:
                 await self._refill()
+        if going_on is not None:
+            await asyncio.wait((going_on,))
         return [answers[work] for work in works]
 
     async def _settle_again(self, work: Work) -> QueueError | None:
