@@ -515,6 +515,23 @@ async def test_throttling_says_how_long_and_passes(
         link.assert_empty()
 
 
+async def test_a_broker_that_has_no_session_at_once_is_not_asked_on_and_on(
+    emulator: EmulatorProcess,
+) -> None:
+    """It is told how long to wait for one, and need not."""
+    async with linked(emulator, options={"acceptors": 1}) as link:
+        receiver = await link.receiver()
+        before = emulator.statistics()["links"]
+        link.fault(
+            "refuse", "ATTACH", count=1_000_000, condition="com.microsoft:timeout", status=408
+        )
+        assert await receiver.receive(1, 2.0) == []
+        assert emulator.statistics()["links"] - before <= 5
+        emulator.lift_faults()
+        await link.send(link.work(1))
+        await work_off(link, receiver)
+
+
 async def test_a_throttled_renewal_is_one_request(emulator: EmulatorProcess) -> None:
     """Ten locks are renewed together; when that is refused for its cost, it is not asked for one by one."""
     async with linked(emulator, sessions=False) as link:

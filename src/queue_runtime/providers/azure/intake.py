@@ -33,6 +33,9 @@ _GLANCE: Final = 0.05
 _EMPTY: Final = 1.0
 """Seconds after which a session that nobody holds is given back if nothing came of it."""
 
+_PAUSE: Final = 0.5
+"""Seconds that lie at least between two questions of an acceptor that are answered with no."""
+
 _LATE: Final = 0.25
 """Part of a lock's duration by which the broker may be late to tell that a lock is over."""
 
@@ -306,10 +309,14 @@ class Intake:
 
     async def _accept(self) -> None:
         task = asyncio.current_task()
+        began = time.monotonic()
         try:
             source = await SessionSource.open(self, ANY_SESSION, self._wait)
         except Exception as error:
-            if not means_no_session(error):
+            if means_no_session(error):
+                # The broker waits itself, as it was told to; whoever is refused sooner does not come again at once.
+                await asyncio.sleep(began + min(self._wait, _PAUSE) - time.monotonic())
+            else:
                 self.failed(error)
             return
         finally:
