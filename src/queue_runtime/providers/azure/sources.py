@@ -46,12 +46,14 @@ class LockClock:
         self.duration = assumed
         self._assumed = assumed
         self._longest: float | None = None
+        # Not the wall clock itself: set right meanwhile, it would make all that comes from then on seem late.
+        self._wall = time.time() - time.monotonic()
 
     def saw(self, locked_until: float | None) -> float:
         """A lock was just granted; return by how many seconds the news came later than the best did."""
         if locked_until is None:
             return 0.0
-        left = locked_until - time.time()
+        left = locked_until - (self._wall + time.monotonic())
         if self._longest is None or left > self._longest:
             self._longest = left
             self.duration = min(self._assumed, max(left, _SHORTEST_LOCK))
