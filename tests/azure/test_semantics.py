@@ -285,6 +285,36 @@ def test_duplicates_within_the_window_are_dropped(clock: Clock) -> None:
     assert bodies(queue.peek(0, 9))[-1] == "later"
 
 
+def test_a_shorter_window_is_that_of_what_comes_after_it(clock: Clock) -> None:
+    queue = new_queue(clock, duplicate_window=600.0)
+    put(queue, "long", message_id="long")
+    queue.change(QueueSettings(duplicate_window=10.0))
+    put(queue, "short", message_id="short")
+    clock.pass_by(10)
+    put(queue, "long", "short", message_id="short")
+    put(queue, "again", message_id="long")
+    assert bodies(queue.peek(0, 9)) == ["long", "short", "long"]
+    clock.pass_by(590)
+    put(queue, "last", message_id="long")
+    assert bodies(queue.peek(0, 9))[-1] == "last"
+    assert len(queue._seen) == 1
+
+
+def test_what_is_named_twice_is_meant_once(clock: Clock) -> None:
+    queue = new_queue(clock)
+    put(queue, "a", "b")
+    client = Client(queue).attach()
+    (a, b) = (token for _, token in client.take(2))
+    queue.settle([a, a], Outcome.COMPLETED)
+    queue.settle([b, b], Outcome.ABANDONED)
+    numbers = put(queue, "later", due=clock.now + 10)
+    queue.cancel_scheduled(numbers * 2)
+    counts = queue.counts()
+    assert (counts.active, counts.locked, counts.scheduled) == (1, 0, 0)
+    ((again, _),) = client.take()
+    assert again.count == 1
+
+
 def test_time_can_be_moved(clock: Clock) -> None:
     namespace = Namespace(clock)
     queue = namespace.create("q", QueueSettings(lock_duration=30))

@@ -176,7 +176,7 @@ class Queue:
             Refused: One is not scheduled, any more or ever.
         """
         self._timers.run()
-        for message in [self._find(sequence, SCHEDULED) for sequence in sequences]:
+        for message in [self._find(each, SCHEDULED) for each in dict.fromkeys(sequences)]:
             self._scheduled -= 1
             self._remove(message)
 
@@ -411,7 +411,7 @@ class Queue:
             Refused: A lock is lost, or a dead letter would be dead-lettered.
         """
         self._timers.run()
-        locks = [self._locks.held(token, consumer) for token in tokens]
+        locks = [self._locks.held(token, consumer) for token in dict.fromkeys(tokens)]
         if outcome is Outcome.DEAD_LETTERED and self.dead_letters is None:
             raise cannot_dead_letter()
         for lock in locks:

@@ -97,7 +97,9 @@ class SeenIds:
         while self._seen and next(iter(self._seen.values()))[0] <= now:
             self._seen.popitem(last=False)
         seen = self._seen.get(message_id)
-        if seen is not None:
+        if seen is not None and seen[0] > now:
             return seen[1]
+        # One that has ended may stand behind those of a window that was longer once.
+        self._seen.pop(message_id, None)
         self._seen[message_id] = (now + self.window, number)
         return None
