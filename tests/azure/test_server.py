@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from proton import Message
 
 from queue_runtime.testing.servicebus import QueueSettings, ServiceBusEmulator, open_emulator
@@ -97,6 +98,37 @@ async def test_a_client_above_the_limit_is_turned_away_until_another_has_left() 
                             break
                     except trio.BrokenResourceError:
                         pass  # the others are still leaving
+
+
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        (b"AMQP\x03\x01\x00\x00", b"AMQP\x03\x01\x00\x00"),
+        (b"GET /q HTTP/1.1\r\nHost: q\r\n\r\n", b"HTTP/1.1 401 "),
+        (b"GET /$servicebus/websocket HTTP/1.1\r\nHost: q\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET /\xff[ HTTP/1.1\r\n\r\n", b"HTTP/1.1 401 "),
+        (b"GET //[ HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"PUT /q HTTP/1.1\r\nContent-Length: " + b"9" * 5_000 + b"\r\n\r\n", b"HTTP/1.1 400 "),
+    ],
+    ids=["amqp", "http", "websocket", "letters", "no address", "length"],
+)
+@pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "byte by byte"])
+async def test_what_a_client_speaks_is_seen_however_it_comes(
+    said: bytes, answered: bytes, is_cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_emulator() as emulator, await connect(emulator) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in [bytes([byte]) for byte in said[:200]] + [said[200:]] if is_cut else [said]:
+            await stream.send_all(part)
+            await trio.testing.wait_all_tasks_blocked()
+        answer = b""
+        with trio.fail_after(10):
+            while len(answer) < len(answered):
+                more = bytes(await stream.receive_some())
+                assert more, answer
+                answer += more
+        assert answer.startswith(answered)
+    assert not caplog.records
 
 
 async def test_a_client_that_never_says_anything_is_left(autojump_clock: object) -> None:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 import trio
 
 from .administration import HttpAnswer, HttpRequest
 
-__all__ = ["is_http", "serve_http"]
+__all__ = ["is_http", "may_become_http", "serve_http"]
 
 _METHODS: Final = (b"GET ", b"PUT ", b"POST ", b"DELETE ")
 _MAX_REQUEST: Final = 1 << 20
+_DIGITS: Final = 10
 
 
 def is_http(first: bytes) -> bool:
     """Whether a connection that begins so speaks HTTP."""
     return first.startswith(_METHODS)
+
+
+def _is_size(length: str) -> bool:
+    return length.isdecimal() and len(length) <= _DIGITS and int(length) <= _MAX_REQUEST
+
+
+def _is_address(target: str) -> bool:
+    try:
+        urlsplit(target)
+    except ValueError:
+        return False
+    return True
+
+
+def may_become_http(first: bytes) -> bool:
+    """Whether a connection that begins so may yet speak HTTP."""
+    return any(method.startswith(first) and method != first for method in _METHODS)
 
 
 async def serve_http(
@@ -46,7 +65,7 @@ async def serve_http(
             for name, _, value in (line.partition(":") for line in lines)
         }
         length = headers.get("content-length", "0")
-        if len(words) != 3 or not length.isdecimal() or int(length) > _MAX_REQUEST:
+        if len(words) != 3 or not _is_size(length) or not _is_address(words[1]):
             await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
             return
         while len(buffer) < int(length):

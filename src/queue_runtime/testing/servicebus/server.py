@@ -17,10 +17,10 @@ from .authority import Authority
 from .connection import Connection
 from .counters import Counters
 from .fault_book import FaultBook, Operation
-from .http import is_http, serve_http
+from .http import is_http, may_become_http, serve_http
 from .namespace import Namespace
 from .refusals import Refused, entity_deleted
-from .websocket import WebSocketStream, is_upgrade
+from .websocket import WebSocketStream, is_upgrade, may_become_upgrade
 
 __all__ = ["Server"]
 
@@ -37,6 +37,17 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """``SO_LINGER`` on, for no time: closing sends a reset instead of what is left to send."""
 
 _logger = logging.getLogger(__name__)
+
+
+async def _first_of(stream: trio.abc.Stream) -> bytes:
+    """As much of what a client says as tells what it speaks, or more; nothing if it ends before."""
+    first = b""
+    while not first or may_become_http(first) or may_become_upgrade(first):
+        more = bytes(await stream.receive_some(_CHUNK))
+        if not more:
+            break
+        first += more
+    return first
 
 
 @final
@@ -130,7 +141,7 @@ class Server:
         try:
             first = b""
             with trio.move_on_after(_PATIENCE):
-                first = bytes(await stream.receive_some(_CHUNK))
+                first = await _first_of(stream)
             if is_upgrade(first):
                 await self._serve_websocket(tcp, stream, first)
             elif is_http(first):

@@ -22,9 +22,10 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["WebSocketStream", "is_upgrade"]
+__all__ = ["WebSocketStream", "is_upgrade", "may_become_upgrade"]
 
 _PATH: Final = "/$servicebus/websocket"
+_BEGINNING: Final = f"GET {_PATH} ".encode()
 _SUBPROTOCOL: Final = "AMQPWSB10"
 _CHUNK: Final = 262_144
 _NORMAL: Final = 1000
@@ -34,7 +35,12 @@ _FOREIGN: Final = 1003
 
 def is_upgrade(first: bytes) -> bool:
     """Whether a connection that begins so asks for AMQP over WebSockets."""
-    return first.startswith(f"GET {_PATH} ".encode())
+    return first.startswith(_BEGINNING)
+
+
+def may_become_upgrade(first: bytes) -> bool:
+    """Whether a connection that begins so may yet ask for that."""
+    return _BEGINNING.startswith(first) and first != _BEGINNING
 
 
 @final
