@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import hmac
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given, settings
@@ -426,6 +430,49 @@ def test_links_end_with_their_token(edge: Edge, clock: Clock) -> None:
     client.close()
 
 
+def test_a_link_may_end_by_the_time_while_another_ends_with_its_token(
+    edge: Edge, clock: Clock
+) -> None:
+    """Both are late, as on a busy machine: the first end is that of a token, and finds the session's lock over."""
+    client = edge.connect()
+    client.authorize(token=edge.authority.issue(clock.now + 20))
+    ended = [client.link(f"in{number}", "q", receives=True) for number in range(2)]
+    holding = client.link("holding", "s", receives=True, session="a")
+    clock.pass_by(60)
+    edge.namespace.timers.run()
+    client.pump()
+    assert {client.is_refused(link) for link in ended} == {"amqp:link:detach-forced"}
+    assert client.is_refused(holding) == "com.microsoft:session-lock-lost"
+    assert edge.counters.open_links == 0
+    assert not client.is_aborted
+    client.close()
+
+
+def test_ending_links_by_force_meets_one_that_ended_by_the_time(
+    client: RawClient, edge: Edge, clock: Clock
+) -> None:
+    plain = client.link("in", "q", receives=True)
+    holding = client.link("holding", "s", receives=True, session="a")
+    clock.pass_by(31)
+    for node in client.server.queue_links():
+        client.server.end_link(node, server_busy())
+    client.pump()
+    assert client.is_refused(plain) == "com.microsoft:server-busy"
+    assert client.is_refused(holding) == "com.microsoft:session-lock-lost"
+
+
+@pytest.mark.parametrize("expiry", ["nan", "inf", "-inf", "1e999"])
+def test_a_signature_ends_at_some_time(client: RawClient, edge: Edge, expiry: str) -> None:
+    """One that is not a number would have no place among what is to come, and hold up all of it."""
+    key = edge.authority.policy
+    digest = hmac.new(key.key.encode(), f"q\n{expiry}".encode(), hashlib.sha256).digest()
+    fields = {"sr": "q", "se": expiry, "skn": key.name, "sig": b64encode(digest).decode()}
+    token = f"SharedAccessSignature {urlencode(fields)}"
+    answer = client.authorize("q", token=token)
+    assert answer["status-code"] == 401
+    assert "MalformedToken" in answer["status-description"]
+
+
 # --- requests --------------------------------------------------------------------------------------
 
 
@@ -480,6 +527,83 @@ def test_several_are_settled_by_their_tokens(client: RawClient, ask: Any, edge: 
 )
 def test_requests_that_make_no_sense(ask: Any, operation: str, body: Any, condition: str) -> None:
     assert ask(operation, body).properties["errorCondition"] == condition
+
+
+@pytest.mark.parametrize("properties", ["text", 7, ["a", "list"], {7: "x"}])
+@pytest.mark.parametrize("status", ["abandoned", "suspended"])
+def test_a_settlement_that_makes_no_sense_leaves_the_message_locked(
+    client: RawClient, ask: Any, edge: Edge, status: str, properties: Any
+) -> None:
+    client.send(client.link("out", "q"), Message("x"))
+    client.link("in", "q", receives=True, credit=1)
+    queue = edge.namespace.find("q")
+    [token] = [each.lock.token for each in queue.peek(1, 3) if each.lock]
+    body = {
+        "disposition-status": status,
+        "lock-tokens": Array(UNDESCRIBED, Data.UUID, token),
+        "properties-to-modify": properties,
+    }
+    answer = ask("update-disposition", body).properties
+    assert answer["errorCondition"] == "com.microsoft:argument-error"
+    assert queue.counts().locked == 1
+    body["properties-to-modify"] = {"why": b"bytes"}
+    assert ask("update-disposition", body).properties["statusCode"] == 200
+    assert queue.counts().locked == 0
+
+
+def test_bytes_in_a_settlement_are_kept_and_not_only_looked_at(
+    client: RawClient, ask: Any, edge: Edge
+) -> None:
+    """The engine shows what it frees with the delivery, or the request."""
+    sender = client.link("out", "q")
+    receiver = client.link("in", "q", receives=True)
+    blob = bytes(range(48))
+    value = {"deep": [blob, {"er": blob}]}
+
+    def come_again() -> Any:
+        receiver.flow(1)
+        client.pump()
+        received = client.received(receiver)
+        assert received is not None
+        return received
+
+    client.send(sender, Message("x"))
+    first, _ = come_again()
+    first.local.annotations = {symbol("blob"): blob, symbol("value"): value}
+    first.local.failed = True
+    first.update(Delivery.MODIFIED)
+    client.pump()
+    first.settle()
+    come_again()
+    [message] = edge.namespace.find("q").peek(1, 1)
+    assert message.lock is not None
+    body = {
+        "disposition-status": "suspended",
+        "lock-tokens": Array(UNDESCRIBED, Data.UUID, message.lock.token),
+        "properties-to-modify": {"more": blob},
+        "deadletter-reason": "why",
+    }
+    assert ask("update-disposition", body).properties["statusCode"] == 200
+    [dead] = edge.namespace.find("q/$DeadLetterQueue").peek(1, 1)
+    assert dead.overrides is not None
+    assert type(dead.overrides["blob"]) is type(dead.overrides["more"]) is bytes
+    assert dead.overrides == {
+        "blob": blob,
+        "value": value,
+        "more": blob,
+        "DeadLetterReason": "why",
+    }
+    assert type(dead.overrides["value"]["deep"][1]["er"]) is bytes
+
+
+def test_a_token_may_be_bytes(edge: Edge) -> None:
+    client = edge.connect()
+    token: Any = edge.authority.issue(edge.namespace.timers.now() + 60).encode()
+    assert client.authorize("q", token=token)["status-code"] == 202
+    unreadable: Any = b"\xff.\xff"
+    assert client.authorize("q", token=unreadable)["status-code"] == 401
+    assert not client.is_aborted
+    client.close()
 
 
 def test_peeking_at_nothing_is_no_content(ask: Any) -> None:

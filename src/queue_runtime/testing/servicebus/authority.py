@@ -11,6 +11,7 @@ import enum
 import hashlib
 import hmac
 import json
+import math
 import secrets
 import urllib.parse
 from collections.abc import Collection
@@ -119,7 +120,7 @@ class Authority:
         Raises:
             Refused: Nothing.
         """
-        text = token.decode() if isinstance(token, bytes) else str(token)
+        text = token.decode(errors="replace") if isinstance(token, bytes) else str(token)
         if text.startswith(_SHARED_ACCESS):
             expires_at, rights = self._check_signature(text, audience), self.policy.rights
         else:
@@ -136,6 +137,8 @@ class Authority:
             expires_at = float(expiry)
         except (KeyError, ValueError):
             raise _refused("MalformedToken: expected sr, se, skn and sig.") from None
+        if not math.isfinite(expires_at):
+            raise _refused(f"MalformedToken: se is {expiry!r}, which is no time.")
         signed = f"{urllib.parse.quote_plus(resource)}\n{expiry}"
         digest = hmac.new(self.policy.key.encode(), signed.encode(), hashlib.sha256).digest()
         expected = base64.b64encode(digest).decode()

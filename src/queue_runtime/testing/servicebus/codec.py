@@ -12,12 +12,19 @@ from typing import Any, Final, NamedTuple, final
 from uuid import UUID
 
 import attrs
-from proton import Data, ProtonException
+from proton import Array, Data, Described, ProtonException
 
 from .entities import Content, Stored
 from .refusals import Refused
 
-__all__ = ["BATCH_FORMAT", "decode_transfer", "decode_value", "encode_stored", "encode_value"]
+__all__ = [
+    "BATCH_FORMAT",
+    "decode_transfer",
+    "decode_value",
+    "encode_stored",
+    "encode_value",
+    "owned",
+]
 
 BATCH_FORMAT: Final = 0x80013700
 """The message format of a transfer whose data sections are whole messages."""
@@ -131,6 +138,21 @@ def _content(raw: bytes) -> bytes:
     return raw[2:] if raw[0] >> 4 == 0xA else raw[5:]
 
 
+def owned(value: Any) -> Any:
+    """A value that proton decoded, with bytes of its own: proton shows views of what it frees."""
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, dict):
+        return {owned(key): owned(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [owned(each) for each in value]
+    if isinstance(value, Array):
+        return Array(value.descriptor, value.type, *map(owned, value.elements))
+    if isinstance(value, Described):
+        return Described(owned(value.descriptor), owned(value.value))
+    return value
+
+
 def decode_value(raw: bytes) -> Any:
     """One encoded value as a Python object, typed as proton does."""
     if raw[0] in {0xA1, 0xB1}:
@@ -139,8 +161,7 @@ def decode_value(raw: bytes) -> Any:
     data.decode(raw)
     data.rewind()
     data.next()
-    value = data.get_object()
-    return bytes(value) if isinstance(value, memoryview) else value  # a view of what proton frees
+    return owned(data.get_object())
 
 
 def encode_value(value: Any) -> bytes:

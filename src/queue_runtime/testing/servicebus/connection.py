@@ -336,7 +336,7 @@ class Connection:
         previous = self._expiries.pop(path, None)
         if previous is not None:
             timers.cancel(previous)
-        self._expiries[path] = timers.at(expires_at, self._end_unauthorized)
+        self._expiries[path] = timers.at(expires_at, self._do, self._end_unauthorized)
 
     def authorize(self, path: str, right: Right) -> None:
         """Refuse what no token of the connection allows.
@@ -355,9 +355,9 @@ class Connection:
     # What faults need
 
     def queue_links(self) -> Iterator[Inlet | Outlet]:
-        """Links to queues, open or waiting for a session."""
-        for node in list(self._nodes.values()):
-            if isinstance(node, (Inlet, Outlet)):
+        """Links to queues, open or waiting for a session; without those that end while others are looked at."""
+        for link, node in list(self._nodes.items()):
+            if isinstance(node, (Inlet, Outlet)) and self._nodes.get(link) is node:
                 yield node
 
     def end_link(self, node: Node, refusal: Refused) -> None:

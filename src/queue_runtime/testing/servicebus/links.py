@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, final
 from uuid import UUID
@@ -19,7 +19,7 @@ from proton import (
     ulong,
 )
 
-from .codec import BATCH_FORMAT, decode_transfer, encode_stored
+from .codec import BATCH_FORMAT, decode_transfer, encode_stored, owned
 from .counters import Counters
 from .entities import MAX_BATCH_BYTES, Consumer, Outcome, Stored
 from .fault_book import FaultBook, Operation
@@ -316,7 +316,7 @@ class Outlet(Node):
             self._queue.settle([token], Outcome.COMPLETED, self.consumer)
         elif state == Delivery.REJECTED:
             error = decoded(lambda: delivery.remote.condition)
-            info = {str(name): value for name, value in ((error and error.info) or {}).items()}
+            info = _words((error and error.info) or {})
             self._queue.settle(
                 [token],
                 Outcome.DEAD_LETTERED,
@@ -331,7 +331,7 @@ class Outlet(Node):
                 [token],
                 Outcome.DEFERRED if delivery.remote.undeliverable else Outcome.ABANDONED,
                 self.consumer,
-                properties={str(name): new for name, new in properties.items()},
+                properties=_words(properties),
             )
         else:
             self._queue.settle([token], Outcome.RELEASED, self.consumer)
@@ -339,6 +339,11 @@ class Outlet(Node):
     def on_gone(self, *, closed: bool) -> None:
         """The receiver is no more."""
         self._queue.detach(self.consumer, closed=closed)
+
+
+def _words(properties: Mapping[Any, Any]) -> dict[str, Any]:
+    """Properties that a settlement sets, by names that are text."""
+    return {str(name): owned(value) for name, value in properties.items()}
 
 
 def _echo(delivery: Any, state: Any, refusal: Refused | None) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 from proton import UNDESCRIBED, Array, Data, Delivery, Message, int32, symbol, timestamp
 
 from .authority import Right
-from .codec import decode_transfer, encode_stored
+from .codec import decode_transfer, encode_stored, owned
 from .entities import Consumer, Outcome
 from .fault_book import Operation
 from .links import Host, Node, decoded, open_link, take_delivery
@@ -114,10 +114,10 @@ class RequestNode(Node):
             self._host.faults.check(operation, self.path)
             if is_token:
                 self._host.counters.requests["put-token"] += 1
-                self._host.put_token(request.body, str(properties.get("name", "")))
+                self._host.put_token(owned(request.body), str(properties.get("name", "")))
                 reply.properties = {status: int32(202), text: "Accepted"}
             else:
-                body = {} if request.body is None else request.body
+                body = {} if request.body is None else owned(request.body)
                 code, reply.body = self._manage(properties, body)
                 reply.properties = {status: int32(code), text: "OK"}
         except Refused as refusal:
@@ -226,13 +226,16 @@ def _settle(queue: Queue, body: _Body, consumer: Consumer | None) -> Any:
         raise Refused(
             "com.microsoft:argument-error", f"There is no disposition status {status!r}."
         ) from None
+    properties = body.get("properties-to-modify") or {}
+    if not isinstance(properties, dict) or not all(isinstance(name, str) for name in properties):
+        raise TypeError("properties-to-modify is a map by text")
     queue.settle(
         list(body["lock-tokens"]),
         outcome,
         consumer,
         reason=body.get("deadletter-reason"),
         description=body.get("deadletter-description"),
-        properties=body.get("properties-to-modify"),
+        properties=properties,
     )
     return {}
 
