@@ -36,10 +36,14 @@ GIVEN = given_url()
 
 require("azure.servicebus", *(() if GIVEN else ("proton",)))
 
-SHORT_HERE = 2.0
-"""What the emulator's locks of :data:`SHORT` last: it need not wait as long as Azure."""
+SHORT_HERE = 6.0
+"""What the emulator's locks of :data:`SHORT` last: long enough for a busy machine to act in time."""
 
-WINDOW = 2.0
+DELAY = SHORT_HERE / 3
+TOLERANCE = 3.0
+"""Seconds by which a busy machine may be late: much less than the locks last for whose end nobody is to wait."""
+
+WINDOW = 6.0
 READY = 8
 """Queues provisioned in advance."""
 
@@ -93,8 +97,10 @@ def emulated(emulator: EmulatorProcess, kind: str, lock: float) -> ContractEnvir
         queue_name=fresh,
         create_queue=create,
         child_url=url,
+        tolerance=TOLERANCE,
+        longest_wait=4 * SHORT_HERE,
         resolution=1.0,
-        delay=1.0,
+        delay=DELAY,
         reports_duplicates=False,
         deduplication_window=WINDOW if sessions else None,
         load_messages=1_000,
@@ -214,7 +220,7 @@ def waited(
     kind: str,
 ) -> dict[Case, CaseResult]:
     # Queues used in turn must not be needed by two cases at once.
-    concurrency = 8 if GIVEN is None else 2
+    concurrency = 13 if GIVEN is None else 2
     return run_waiting(request, environment_of(kind, SHORT), concurrency=concurrency)
 
 

@@ -167,7 +167,9 @@ async def closed_while_settling(bench: Bench) -> None:
             expect(isinstance(settling.error, kinds), f"settle raised {settling.error!r}")
         other = await bench.receiver()
         again = await other.receive(1, 0.15)
-        expect(not (confirmed and again), "a confirmed completion was delivered again")
+        # What is given back late may come in the next turn.
+        is_back = delivery.message_id in {each.message_id for each in again}
+        expect(not (confirmed and is_back), "a confirmed completion was delivered again")
         await bench.complete(other, again)
         await other.aclose()
 

@@ -8,6 +8,9 @@ from ...messages import Delivery, Message
 from .bench import Bench, bodies, expect, expect_equal, running, skip
 from .core import case
 
+TRIES = 3
+"""Calls that may come late before the receiver is held to be slow, and not the machine."""
+
 
 @case(waits=True)
 async def empty_at_the_timeout(bench: Bench) -> None:
@@ -15,13 +18,17 @@ async def empty_at_the_timeout(bench: Bench) -> None:
     receiver = await bench.receiver()
     await receiver.receive(1, 0.0)  # a first call may have to set things up
     for timeout in (0.0, 0.05, 0.7):
-        began = trio.current_time()
-        deliveries = await receiver.receive(10, timeout)
-        took = trio.current_time() - began
-        expect_equal(deliveries, [], "deliveries from an empty queue")
-        expect(took >= timeout - 0.01, f"receive gave up after {took:.3f} s of {timeout} s")
-        late = took - timeout
+        late = float("inf")
         limit = bench.environment.empty_tolerance
+        for _ in range(TRIES):
+            began = trio.current_time()
+            deliveries = await receiver.receive(10, timeout)
+            took = trio.current_time() - began
+            expect_equal(deliveries, [], "deliveries from an empty queue")
+            expect(took >= timeout - 0.01, f"receive gave up after {took:.3f} s of {timeout} s")
+            late = min(late, took - timeout)
+            if late <= limit:
+                break
         expect(
             late <= limit, f"receive returned {late:.3f} s after its timeout, allowed are {limit} s"
         )
@@ -243,13 +250,15 @@ async def cancelled_keeps_the_order(bench: Bench) -> None:
     receiver = await bench.receiver()
     await bench.send(*bench.messages(60, "session"))
     got: list[str] = []
-    turn = 0
+    turn = in_vain = 0
     while len(got) < 60:
         turn += 1
         expect(turn < 2_000, "cancelled receives make no progress")
         deliveries = []
-        with trio.move_on_after(0.0005 * (turn % 20)):
+        # Later and later while nothing comes: a busy machine may need longer for any.
+        with trio.move_on_after(0.0005 * (turn % 20) * (1 + in_vain // 20)):
             deliveries = await receiver.receive(5, bench.environment.patience)
+        in_vain = 0 if deliveries else in_vain + 1
         await bench.finish(receiver, deliveries)
         got.extend(bodies(deliveries))
     expect_equal(got, [str(number) for number in range(1, 61)], "the order under cancellation")
