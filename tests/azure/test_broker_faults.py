@@ -43,6 +43,7 @@ from queue_runtime.abc import ReceiverOptions
 from ..sending import send_all
 from .emulator_process import EmulatorProcess
 from .linked import (
+    IN_HASTE,
     PATIENCE,
     SLACK,
     SOON,
@@ -99,7 +100,7 @@ STRIKES: dict[str, Strike] = {
     "trouble": lambda link, _: link.fault("refuse", count=3),
     "no_echo": lambda link, _: link.fault("lose_answer", "SETTLE", "SEND"),
     "steal": steal,
-    "time": lambda link, _: link.emulator.fault("move_time", seconds=1.5),
+    "time": lambda link, _: link.end_locks(),
 }
 
 
@@ -110,9 +111,9 @@ async def test_trouble_again_and_again(
     """While messages are sent and handled; what is sure afterwards is that all were, in order."""
     strikes = 0
     sent = 0
-    options = {"operation_timeout": 0.3}
-    async with linked(emulator, sessions=sessions, lock=1.0, options=options) as link:
-        receiver, sender = await link.receiver(), await link.sender()
+    options = {"operation_timeout": 1.0}
+    async with linked(emulator, sessions=sessions, options=options) as link:
+        receiver, sender = await again(link.receiver), await again(link.sender)
         ledger = Ledger()
         async with trio.open_nursery() as nursery:
 
@@ -131,7 +132,7 @@ async def test_trouble_again_and_again(
                 with trio.move_on_after(0.3):
                     await work_off(link, receiver, ledger)
         emulator.lift_faults()
-        await work_off(link, receiver, ledger)
+        await work_off(link, receiver, ledger, ends_locks=True)
         assert {int(delivery.body) for delivery in ledger.deliveries} == set(range(sent))
         if sessions:
             assert ledger.firsts() == in_order(sent)
@@ -144,7 +145,7 @@ async def test_trouble_again_and_again(
 async def test_a_silent_queue_is_waited_for_so_long_and_no_longer(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(10))
         sender, receiver = await link.sender(), await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -188,7 +189,7 @@ async def test_a_silent_queue_is_waited_for_so_long_and_no_longer(
 
 
 async def test_releasing_to_a_silent_queue_ends(emulator: EmulatorProcess, sessions: bool) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -204,7 +205,7 @@ async def test_releasing_to_a_silent_queue_ends(emulator: EmulatorProcess, sessi
 
 async def test_a_silent_namespace_can_be_left(emulator: EmulatorProcess) -> None:
     """Nothing is answered at all, not even to who connects."""
-    async with linked(emulator) as link:
+    async with linked(emulator, options=IN_HASTE) as link:
         receiver = await link.receiver()
         emulator.fault("stall")
         with (
@@ -224,7 +225,7 @@ async def test_a_silent_namespace_can_be_left(emulator: EmulatorProcess) -> None
 async def test_nothing_counts_as_settled_before_the_broker_said_so(
     emulator: EmulatorProcess, sessions: bool, action: SettlementAction
 ) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(3, sessions=1))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 3)
@@ -240,7 +241,7 @@ async def test_nothing_counts_as_settled_before_the_broker_said_so(
 
 async def test_a_session_goes_on_although_an_echo_was_lost(emulator: EmulatorProcess) -> None:
     """The runtime needs no restart for it."""
-    async with linked(emulator) as link:
+    async with linked(emulator, options=IN_HASTE) as link:
         handled: list[int] = []
         done = trio.Event()
 
@@ -261,7 +262,7 @@ async def test_a_session_goes_on_although_an_echo_was_lost(emulator: EmulatorPro
 async def test_a_send_without_an_answer_stores_each_message_once(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         sender = await link.sender()
         messages = link.work(10)
         link.fault("lose_answer", "SEND", count=1)
@@ -275,7 +276,7 @@ async def test_a_send_without_an_answer_stores_each_message_once(
 async def test_a_request_without_an_answer_is_a_timeout_and_the_next_is_not(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(1))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 1)
@@ -308,7 +309,7 @@ async def test_a_session_comes_again_although_who_gave_back_was_cancelled(
     emulator: EmulatorProcess,
 ) -> None:
     """Cancelled while it waits for what was released with it, of which nothing is ever heard."""
-    async with linked(emulator, lock=60.0) as link:
+    async with linked(emulator, lock=60.0, options=IN_HASTE) as link:
         receiver = await link.receiver()
         await link.send(link.work(3, sessions=1))
         deliveries = await receive_all(receiver, 1)
@@ -368,7 +369,7 @@ async def test_a_session_that_is_granted_to_who_closes_is_given_back(
     async with linked(emulator, lock=60.0, options={"operation_timeout": 10.0}) as link:
         receiver = await link.receiver()
         links = emulator.statistics()["links"]
-        link.proxy.slow_down(latency=0.2)
+        link.proxy.slow_down(latency=0.5)
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -388,17 +389,25 @@ async def test_links_of_requests_without_an_answer_are_given_up(
     """The broker forgets some without a word; what it did not forget is closed."""
     async with linked(emulator, sessions=sessions, options={"operation_timeout": 0.2}) as link:
         await link.send(link.work(1))
-        receiver = await link.receiver()
+        receiver = await again(link.receiver)
         deliveries = await receive_all(receiver, 1)
-        assert await receiver.renew(leases(deliveries)) == [None]
+
+        async def renew() -> None:
+            # The time to answer is short: a busy machine may let it pass, which is one more that is given up.
+            with trio.fail_after(SOON):
+                while await receiver.renew(leases(deliveries)) != [None]:
+                    pass
+
+        await renew()
         before = emulator.statistics()["open_links"]
         for _ in range(3):
             link.fault("lose_answer", "REQUEST", count=1)
             [error] = await receiver.renew(leases(deliveries))
             assert isinstance(error, OperationTimeout)
-            assert await again(receiver.renew, leases(deliveries)) == [None]
+            await renew()
         await eventually(lambda: emulator.statistics()["open_links"] <= before)
-        await complete(receiver, deliveries)
+        await settle_until_told(receiver, deliveries)
+        link.assert_empty()
 
 
 # --- locks that end early ------------------------------------------------------------------------------
@@ -497,7 +506,7 @@ async def test_throttling_says_how_long_and_passes(
         if sessions:
             link.fault("throttle", "ATTACH", count=10)
             with pytest.raises(Throttled) as caught:
-                await receiver.receive(10, 1.0)
+                await receiver.receive(10, SOON)
             assert caught.value.retry_after == DELAY
             emulator.lift_faults()
         deliveries = await receive_all(receiver, 10)
@@ -607,7 +616,7 @@ async def run_job(emulator: EmulatorProcess, refused: str | None) -> int:
             async with open_supervisor(client, link.queue, handle, config=config):
                 if refused is not None:
                     nursery.start_soon(storm, link, refused)
-                with trio.fail_after(30):
+                with trio.fail_after(90):
                     await send_all(client, link.queue, link.work(JOB, 50))
                     await done.wait()
             nursery.cancel_scope.cancel()
@@ -662,11 +671,11 @@ async def test_every_condition_has_its_error(emulator: EmulatorProcess) -> None:
         with pytest.raises(QueueFull) as full:
             await sender.send([Message(b"x", session_id=SESSION)])
         assert full.value.is_transient
-        lease = await receiver.accept(SESSION, 1.0)
+        lease = await receiver.accept(SESSION, SOON)
         assert lease is not None
         other = await link.direct.open_receiver(link.queue, ReceiverOptions(auto_accept=False))
         with pytest.raises(SessionLocked):
-            await other.accept(SESSION, 1.0)
+            await other.accept(SESSION, SOON)
         deliveries = await receive_all(receiver, 1)
         emulator.fault("move_time", seconds=21.0)
         [lost] = await receiver.settle(settlements(deliveries))

@@ -6,8 +6,9 @@ them. What was claimed by a cancelled call is there for another receiver at once
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import final
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from queue_runtime.abc import Receiver, ReceiverOptions
 
 from .emulator_process import EmulatorProcess
 from .linked import (
+    SOON,
     Ledger,
     Link,
     again,
@@ -25,6 +27,7 @@ from .linked import (
     in_order,
     leases,
     linked,
+    promptly,
     receive_all,
     settle_until_told,
     settlements,
@@ -36,31 +39,51 @@ LATENCY = 0.004
 STEP = 0.003
 """Seconds by which each cancellation comes later than the one before; less than a frame takes."""
 
-PROMPT = 0.25
-"""Seconds in which a cancelled call has to return."""
-
 
 @pytest.fixture(params=[True, False], ids=["sessions", "plain"])
 def sessions(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def cancelled_at(step: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Make a call and cancel it after so many steps; whether it was still under way."""
-    with trio.move_on_after(step * STEP) as scope:
-        await call()
-    if scope.cancelled_caught:
-        assert trio.current_time() - scope.deadline < PROMPT
-    return scope.cancelled_caught
+@final
+class Moment:
+    """When to cancel, counted in steps, and whether that was before the call's end."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._took = 0.0
+        self.met = False
+
+    async def cancels(self, call: Callable[[], Awaitable[object]]) -> bool:
+        """Make a call and cancel it; whether it was still under way."""
+        with trio.move_on_after(self._step * STEP) as scope:
+            await call()
+        self.met = scope.cancelled_caught
+        if self.met:
+            self._took = trio.current_time() - scope.deadline
+        return self.met
+
+    async def happens(self, call: Callable[[Moment], Awaitable[None]]) -> float:
+        """How long the call took to return when it was cancelled then."""
+        await call(self)
+        return self._took
 
 
-async def at_every_step(call: Callable[[int], Awaitable[bool]]) -> int:
-    """Cancel later and later until the call gets to its end; how often it did not."""
-    with trio.fail_after(30):
-        for step in itertools.count():
-            if not await call(step):
-                return step
-    raise AssertionError("not reached")
+async def at_every_step(call: Callable[[Moment], Awaitable[None]], steps: int = 1_000) -> int:
+    """Cancel later and later until the call gets to its end; how often it did not.
+
+    To its end by two moments, one after the other: a machine that stands still may have it get there by any.
+    """
+    cancelled = ended = 0
+    with trio.fail_after(90):
+        for step in range(steps):
+            moment = Moment(step)
+            await promptly(partial(moment.happens, call))
+            cancelled += moment.met
+            ended = 0 if moment.met else ended + 1
+            if ended == 2:
+                break
+    return cancelled
 
 
 async def test_sending(emulator: EmulatorProcess, sessions: bool) -> None:
@@ -70,15 +93,13 @@ async def test_sending(emulator: EmulatorProcess, sessions: bool) -> None:
         link.proxy.slow_down(latency=LATENCY)
         sent = 0
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
             nonlocal sent
             messages = link.work(10, first=sent)
-            was_cancelled = await cancelled_at(step, lambda: sender.send(messages))
-            if was_cancelled:
+            if await moment.cancels(lambda: sender.send(messages)):
                 assert [result.error for result in await sender.send(messages)] == [None] * 10
             sent += 10
             assert link.counts()["active"] == sent
-            return was_cancelled
 
         assert await at_every_step(once) > 2
         link.proxy.heal()
@@ -94,28 +115,26 @@ async def test_receiving(emulator: EmulatorProcess, sessions: bool) -> None:
         receiver = await link.receiver()
         other = await link.direct.open_receiver(link.queue, ReceiverOptions())
         link.proxy.slow_down(latency=LATENCY)
-        got: list[Delivery] = []
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
+            got: list[Delivery] = []
+
             async def receive() -> None:
-                got.extend(await receiver.receive(10, 20.0))
+                got.extend(await receiver.receive(10, SOON))
 
-            was_cancelled = await cancelled_at(step, receive)
-            if was_cancelled:
-                await nothing_is_locked(link)
-                deliveries = await receive_all(other, 10)
-                if sessions:
-                    ledger = Ledger()
-                    ledger.received(deliveries)
-                    assert ledger.firsts() == in_order(10)
-                await other.release(leases(deliveries))
-                await nothing_is_locked(link)
-            return was_cancelled
+            if not await moment.cancels(receive):
+                await receiver.release(leases(got))
+            await nothing_is_locked(link)
+            deliveries = await receive_all(other, 10)
+            if sessions:
+                ledger = Ledger()
+                ledger.received(deliveries)
+                assert ledger.firsts() == in_order(10)
+            await other.release(leases(deliveries))
+            await nothing_is_locked(link)
 
         assert await at_every_step(once) > 2
         link.proxy.heal()
-        await complete(receiver, got)
-        await receiver.release(leases(got))
         await work_off(link, receiver)
 
 
@@ -138,22 +157,19 @@ async def test_accepting(emulator: EmulatorProcess, named: bool) -> None:
         other = await link.direct.open_receiver(link.queue, ReceiverOptions(auto_accept=False))
         link.proxy.slow_down(latency=LATENCY)
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
             async def accept() -> None:
-                lease = await receiver.accept(SESSION if named else None, 20.0)
+                lease = await receiver.accept(SESSION if named else None, SOON)
                 assert lease is not None
                 with trio.CancelScope(shield=True):
                     await receiver.release([lease])
 
-            was_cancelled = await cancelled_at(step, accept)
-            with trio.fail_after(
-                PROMPT
-            ):  # what asked for it may still be on its way, and what takes it back
-                lease = await again(other.accept, SESSION, 1.0)
+            await moment.cancels(accept)
+            with trio.fail_after(SOON):  # what asked may be on its way, and what takes it back
+                lease = await again(other.accept, SESSION, SOON)
             assert lease is not None
             await other.release([lease])
             await nothing_is_locked(link)
-            return was_cancelled
 
         assert await at_every_step(once) > 2
 
@@ -168,7 +184,7 @@ async def test_settling(
         receiver = await link.receiver()
         sent = 0
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
             nonlocal sent
             if ends or not sent:
                 await link.send(link.work(2, sessions=1, first=sent))
@@ -176,11 +192,10 @@ async def test_settling(
             deliveries = await receive_all(receiver, 2)
             link.proxy.slow_down(latency=LATENCY)
             work = settlements(deliveries, action)
-            was_cancelled = await cancelled_at(step, lambda: receiver.settle(work))
+            await moment.cancels(lambda: receiver.settle(work))
             for answer in await settle_until_told(receiver, deliveries, action):
                 assert answer is None or isinstance(answer, (InvalidReceipt, LockLost))
             link.proxy.slow_down()
-            return was_cancelled
 
         assert await at_every_step(once) > 1
         counts = link.counts()
@@ -199,13 +214,11 @@ async def test_renewing(emulator: EmulatorProcess, sessions: bool) -> None:
         held = leases(deliveries)
         link.proxy.slow_down(latency=LATENCY)
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
             before = [lease.deadline for lease in held]
-            was_cancelled = await cancelled_at(step, lambda: receiver.renew(held))
-            if was_cancelled:
+            if await moment.cancels(lambda: receiver.renew(held)):
                 assert [lease.deadline for lease in held] == before
             assert await receiver.renew(held) == [None] * len(held)
-            return was_cancelled
 
         assert await at_every_step(once) > 1
         await complete(receiver, deliveries)
@@ -219,19 +232,15 @@ async def test_releasing(emulator: EmulatorProcess, sessions: bool) -> None:
         await link.send(link.work(4))
         receiver = await link.receiver()
 
-        async def once(step: int) -> bool:
+        async def once(moment: Moment) -> None:
             held = leases(await receive_all(receiver, 4))
             link.proxy.slow_down(latency=LATENCY)
-            was_cancelled = await cancelled_at(step, lambda: receiver.release(held))
-            if was_cancelled:
+            if await moment.cancels(lambda: receiver.release(held)):
                 await receiver.release(held)
             await nothing_is_locked(link)
             link.proxy.slow_down()
-            return was_cancelled
 
-        with trio.fail_after(10):
-            for step in range(6):
-                await once(step)
+        await at_every_step(once, steps=6)
         await work_off(link, receiver)
 
 
@@ -243,7 +252,7 @@ async def test_receiving_beside_receiving(emulator: EmulatorProcess) -> None:
 
         async def receive(receiver: Receiver, scope: trio.CancelScope | None) -> None:
             with scope or trio.CancelScope():
-                got.extend(await receiver.receive(5, 20.0))
+                got.extend(await receiver.receive(5, SOON))
 
         for turn in range(10):
             async with trio.open_nursery() as nursery:
@@ -253,7 +262,7 @@ async def test_receiving_beside_receiving(emulator: EmulatorProcess) -> None:
                 await trio.sleep(0.001 * turn)
                 await link.send([Message(b"%d" % turn)])
                 scope.cancel()
-                with trio.fail_after(5):
+                with trio.fail_after(SOON):
                     while not got:
                         got.extend(await receiver.receive(5, 0.1))
                 nursery.cancel_scope.cancel()

@@ -35,7 +35,7 @@ from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy
 
 from .emulator_process import EmulatorProcess
 from .linked import (
-    LOCK,
+    IN_HASTE,
     PATIENCE,
     SLACK,
     SOON,
@@ -46,6 +46,7 @@ from .linked import (
     in_order,
     leases,
     linked,
+    promptly,
     receive_all,
     settle_until_told,
     settlements,
@@ -128,12 +129,12 @@ async def test_a_reset_while_sending(emulator: EmulatorProcess, cut: Cut, sessio
 
 
 async def test_a_reset_while_receiving(emulator: EmulatorProcess, cut: Cut, sessions: bool) -> None:
-    # The lock on a message without session outlives the connection that it was sent to.
-    async with linked(emulator, sessions=sessions, lock=LOCK if sessions else 1.0) as link:
+    async with linked(emulator, sessions=sessions) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         fault = cut(link.proxy)
-        ledger = await work_off(link, receiver)
+        # The lock on a message without session outlives the connection that it was sent to.
+        ledger = await work_off(link, receiver, ends_locks=not sessions)
         assert fault.has_fired
         assert ledger.confirmed == set(range(10))
         if sessions:
@@ -149,7 +150,7 @@ async def test_a_reset_while_settling(
 
     What was given back may be on its way here anew when the connection breaks, and then is locked in vain.
     """
-    async with linked(emulator, sessions=sessions, lock=LOCK if sessions else 1.0) as link:
+    async with linked(emulator, sessions=sessions) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -163,7 +164,7 @@ async def test_a_reset_while_settling(
         ledger = Ledger(
             [int(d.body) for d, a in zip(deliveries, answers, strict=True) if ends and a is None]
         )
-        await work_off(link, receiver, ledger)
+        await work_off(link, receiver, ledger, ends_locks=not sessions)
         dead = link.counts()["dead_letters"]
         letters = await (await link.direct.open_dead_letters(link.queue)).peek(20)
         numbers = [int(letter.message.body) for letter in letters]
@@ -204,8 +205,7 @@ async def test_a_reset_while_renewing(emulator: EmulatorProcess, cut: Cut, sessi
 
 
 async def test_a_reset_while_releasing(emulator: EmulatorProcess, cut: Cut, sessions: bool) -> None:
-    # What could not be told is known when the lock ends.
-    async with linked(emulator, sessions=sessions, lock=LOCK if sessions else 1.0) as link:
+    async with linked(emulator, sessions=sessions) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -216,7 +216,8 @@ async def test_a_reset_while_releasing(emulator: EmulatorProcess, cut: Cut, sess
         assert fault.has_fired
         for answer in await receiver.settle(settlements(deliveries)):
             assert isinstance(answer, (InvalidReceipt, LockLost))
-        ledger = await work_off(link, receiver)
+        # What could not be told is known when the lock ends.
+        ledger = await work_off(link, receiver, ends_locks=not sessions)
         assert ledger.confirmed == set(range(10))
         if sessions:
             assert ledger.firsts() == in_order(10)
@@ -232,12 +233,12 @@ async def test_a_reset_while_accepting(emulator: EmulatorProcess, cut: Cut, name
         fault = cut(link.proxy)
         with suppress(ConnectionFailed):
             # Several ask for the next one: it may come to who did so over a new connection.
-            lease = await receiver.accept(SESSION if named else None, 1.0)
+            lease = await receiver.accept(SESSION if named else None, SOON)
             await receiver.release([lease] if lease is not None else [])
         assert fault.has_fired
         await eventually(lambda: link.counts()["locked_sessions"] == 0)
         with trio.fail_after(SOON):
-            lease = await again(receiver.accept, SESSION if named else None, 1.0)
+            lease = await again(receiver.accept, SESSION if named else None, SOON)
         assert lease is not None
         assert lease.session_id == SESSION
         assert link.counts()["locked_sessions"] == 1
@@ -253,7 +254,7 @@ async def test_a_reset_while_at_a_sessions_state(
 ) -> None:
     async with linked(emulator) as link:
         receiver = await link.receiver(auto_accept=False)
-        lease = await receiver.accept(SESSION, 1.0)
+        lease = await receiver.accept(SESSION, SOON)
         assert lease is not None
         await receiver.set_state(lease, b"old")
         fault = cut(link.proxy)
@@ -261,7 +262,7 @@ async def test_a_reset_while_at_a_sessions_state(
             await (receiver.set_state(lease, b"new") if writing else receiver.get_state(lease))
         assert fault.has_fired
         with trio.fail_after(SOON):
-            lease = await again(receiver.accept, SESSION, 1.0)
+            lease = await again(receiver.accept, SESSION, SOON)
         assert lease is not None
         assert await receiver.get_state(lease) in ((b"old", b"new") if writing else (b"old",))
         await receiver.set_state(lease, None)
@@ -291,14 +292,15 @@ async def test_a_reset_while_scheduling_and_cancelling(emulator: EmulatorProcess
 async def test_every_connection_is_reset_again_and_again(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    async with linked(emulator, sessions=sessions, lock=LOCK if sessions else 1.0) as link:
+    async with linked(emulator, sessions=sessions) as link:
         receiver, sender = await link.receiver(), await link.sender()
         ledger = Ledger()
         sent = 0
         async with trio.open_nursery() as nursery:
 
             async def reset() -> None:
-                while True:
+                # Then no more: a slow machine may not get through in between.
+                while link.proxy.statistics().resets < 30:
                     await trio.sleep(0.03)
                     link.proxy.reset_all()
 
@@ -310,7 +312,7 @@ async def test_every_connection_is_reset_again_and_again(
                 with trio.move_on_after(0.2):
                     await work_off(link, receiver, ledger)
             nursery.cancel_scope.cancel()
-        await work_off(link, receiver, ledger)
+        await work_off(link, receiver, ledger, ends_locks=not sessions)
         assert {int(delivery.body) for delivery in ledger.deliveries} == set(range(sent))
         if sessions:
             assert ledger.firsts() == in_order(sent)
@@ -324,7 +326,7 @@ async def test_calls_into_a_black_hole_end_in_time_and_recover(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
     """Half-open: both sides believe in the connection, and nothing gets through."""
-    async with linked(emulator, sessions=sessions, lock=LOCK if sessions else 2.5) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(10))
         sender, receiver = await link.sender(), await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -346,7 +348,7 @@ async def test_calls_into_a_black_hole_end_in_time_and_recover(
         assert [result.error for result in results] == [None] * 10
         ledger = Ledger()
         ledger.received(deliveries)
-        await work_off(link, receiver, ledger)
+        await work_off(link, receiver, ledger, ends_locks=not sessions)
         assert {int(delivery.body) for delivery in ledger.deliveries} == set(range(20))
         if sessions:
             assert ledger.firsts() == in_order(20)
@@ -409,7 +411,7 @@ async def test_a_slow_link_delays_and_loses_nothing(
 async def test_an_endpoint_that_is_down_fails_at_once_and_works_when_it_comes_back(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    async with linked(emulator, sessions=sessions) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         link.proxy.refuse()
         for opening in (link.sender, link.receiver):
             with trio.fail_after(SLACK), pytest.raises(ConnectionFailed) as caught:
@@ -464,7 +466,12 @@ async def test_a_client_outlasts_an_endpoint_that_comes_back(emulator: EmulatorP
 async def test_a_call_is_cancelled_within_250_ms_over_a_dead_link(
     emulator: EmulatorProcess, call: str
 ) -> None:
-    async with linked(emulator) as link:
+    await promptly(partial(cancelled_over_a_dead_link, emulator, call))
+
+
+async def cancelled_over_a_dead_link(emulator: EmulatorProcess, call: str) -> float:
+    """How many seconds a call took to return; what it was about is there afterwards."""
+    async with linked(emulator, options=IN_HASTE) as link:
         await link.send([Message(b"0", session_id="held")])
         sender, receiver = await link.sender(), await link.receiver()
         deliveries = await receive_all(receiver, 1)
@@ -490,8 +497,8 @@ async def test_a_call_is_cancelled_within_250_ms_over_a_dead_link(
                 await trio.sleep(0.1)
                 cancelled_at = trio.current_time()
                 scope.cancel()
+        took = trio.current_time() - cancelled_at
         assert scope.cancelled_caught
-        assert trio.current_time() - cancelled_at < 0.25
         link.proxy.heal()
         await again(sender.send, link.work(10))
         with trio.fail_after(SOON):
@@ -499,13 +506,13 @@ async def test_a_call_is_cancelled_within_250_ms_over_a_dead_link(
                 more = await again(receiver.receive, 10, 0.2)
                 await receiver.settle(settlements([*deliveries, *more]))
         link.assert_empty()
+    return took
 
 
 async def test_closing_into_a_black_hole_ends_and_the_messages_come_again(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
-    lock = 2.0
-    async with linked(emulator, sessions=sessions, lock=lock) as link:
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         assert len(await receive_all(receiver, 10)) == 10
@@ -526,7 +533,7 @@ async def test_closing_into_a_black_hole_ends_and_the_messages_come_again(
         assert errors
         link.proxy.heal()
         receiver = await link.direct.open_receiver(link.queue, ReceiverOptions())
-        ledger = await work_off(link, receiver)
+        ledger = await work_off(link, receiver, ends_locks=True)
         assert ledger.confirmed == set(range(10))
         if sessions:
             assert ledger.firsts() == in_order(10)
