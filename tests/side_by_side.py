@@ -47,12 +47,16 @@ async def _run_all(
 ) -> dict[str, BaseException | None]:
     outcomes: dict[str, BaseException | None] = {}
 
-    async def run(item: pytest.Function, test: Callable[..., Awaitable[None]]) -> None:
+    def arguments_of(item: pytest.Function, test: Callable[..., Awaitable[None]]) -> dict[str, Any]:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        arguments = {
+        return {
             name: parameters[name] if name in parameters else request.getfixturevalue(name)
             for name in inspect.signature(test).parameters
         }
+
+    async def run(
+        item: pytest.Function, test: Callable[..., Awaitable[None]], arguments: dict[str, Any]
+    ) -> None:
         try:
             await test(**arguments)
         except ENDINGS as error:
@@ -60,9 +64,13 @@ async def _run_all(
         else:
             outcomes[item.name] = None
 
+    ready = []
+    for item in request.session.items:
+        test = getattr(getattr(item, "obj", None), "side_by_side", None)
+        if test is not None and item.getparent(pytest.Module) is module:
+            # All of them before the first test begins: a fixture may take seconds, in which nothing else runs.
+            ready.append((item, test, arguments_of(item, test)))
     async with trio.open_nursery() as nursery:
-        for item in request.session.items:
-            test = getattr(getattr(item, "obj", None), "side_by_side", None)
-            if test is not None and item.getparent(pytest.Module) is module:
-                nursery.start_soon(run, item, test)
+        for item, test, arguments in ready:
+            nursery.start_soon(run, item, test, arguments)
     return outcomes
