@@ -13,7 +13,7 @@ from queue_runtime.abc import ReceiverOptions
 from queue_runtime.providers.azure import FACTORY
 
 from .emulator_process import emulator_process
-from .linked import again, complete, eventually
+from .linked import SOON, again, complete, eventually
 
 
 def listed(*fields: bytes) -> bytes:
@@ -76,14 +76,14 @@ async def test_a_close_without_details_is_a_lost_connection() -> None:
             receiver = await provider.open_receiver("orders", ReceiverOptions())
             sender = await provider.open_sender("orders")
             await sender.send([Message(b"first")])
-            [first] = await again(receiver.receive, 1, 5.0)
+            [first] = await again(receiver.receive, 1, SOON)
             await complete(receiver, [first])
             wire = receiver._intake._plain._inlet.wire
             errors: list[Exception] = []
 
             async def wait() -> None:
                 try:
-                    await receiver.receive(1, 10.0)
+                    await receiver.receive(1, SOON)
                 except QueueError as error:
                     errors.append(error)
 
@@ -97,9 +97,9 @@ async def test_a_close_without_details_is_a_lost_connection() -> None:
             await eventually(lambda: wire.error is not None)
             assert isinstance(wire.error, AMQPConnectionError), wire.error
             assert "what cannot be read" in str(wire.error)
-            with trio.fail_after(10.0):
+            with trio.fail_after(SOON):
                 await again(sender.send, [Message(b"sent")])
-                [delivery] = await again(receiver.receive, 1, 5.0)
+                [delivery] = await again(receiver.receive, 1, SOON)
             assert delivery.body == b"sent"
             await provider.aclose()
             nursery.cancel_scope.cancel()

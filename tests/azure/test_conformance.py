@@ -43,8 +43,8 @@ from queue_runtime.testing.servicebus import Certificate, QueueSettings, emulato
 from .given import SHORT, URL_VARIABLE, given_url, said
 
 GIVEN = given_url()
-LOCK = SHORT if GIVEN else 3.0
-"""Seconds; what is given has its own, and the emulator need not wait as long."""
+LOCK = SHORT if GIVEN else 6.0
+"""Seconds; what is given has its own. In a third of that a busy machine does what has to be done in time."""
 
 QUEUES = {
     "qr-batches": QueueSettings(),
@@ -220,7 +220,7 @@ async def scheduling_and_peeking(client: ServiceBusClient) -> None:
         client.get_queue_sender("qr-schedule") as sender,
         client.get_queue_receiver("qr-schedule") as receiver,
     ):
-        due = from_now(4)
+        due = from_now(10)
         (one,) = await sender.schedule_messages(ServiceBusMessage("one"), due)
         two, three = await sender.schedule_messages(
             [ServiceBusMessage("two"), ServiceBusMessage("three")], due
@@ -234,7 +234,7 @@ async def scheduling_and_peeking(client: ServiceBusClient) -> None:
         assert [text(message) for message in peeked] == ["one", "three", "four"]
         assert {message.state.name for message in peeked} == {"SCHEDULED"}
         assert await is_empty(receiver)
-        messages = await take(receiver, 3)
+        messages = await take(receiver, 3, wait=20.0)
         assert {text(message) for message in messages} == {"one", "three", "four"}
         assert from_now(0) >= due - dt.timedelta(seconds=1)
         for message in messages:
@@ -328,7 +328,7 @@ async def duplicates(client: ServiceBusClient) -> None:
 async def iterating(client: ServiceBusClient) -> None:
     async with (
         client.get_queue_sender("qr-iterate") as sender,
-        client.get_queue_receiver("qr-iterate", max_wait_time=2) as receiver,
+        client.get_queue_receiver("qr-iterate", max_wait_time=5) as receiver,
     ):
         await sender.send_messages([ServiceBusMessage(str(number)) for number in range(5)])
         got = []

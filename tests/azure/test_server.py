@@ -49,6 +49,10 @@ def said_by_a_client() -> bytes:
 async def test_a_thousand_connections_leave_nothing_behind() -> None:
     """Closed, reset, or cut off in the middle of a frame."""
     said = said_by_a_client()
+
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
     async with open_emulator({"q": QueueSettings()}) as emulator:
 
         async def come_and_go(number: int) -> None:
@@ -62,22 +66,23 @@ async def test_a_thousand_connections_leave_nothing_behind() -> None:
                     await stream.send_eof()
                     await until_closed(stream)
 
-        async def many(numbers: range) -> tuple[int, int]:
+        files = open_files()
+
+        async def many(numbers: range) -> int:
             for first in numbers[::50]:
                 async with trio.open_nursery() as nursery:
                     for number in range(first, first + 50):
                         nursery.start_soon(come_and_go, number)
-            with trio.fail_after(10):
-                while emulator.statistics().open_connections:  # noqa: ASYNC110 - there is no event
+            with trio.fail_after(30):  # also those that had said nothing, which are not counted
+                while emulator.statistics().open_connections or open_files() > files:  # noqa: ASYNC110
                     await trio.sleep(0.01)
             gc.collect()
-            return len(gc.get_objects()), len(list(Path("/proc/self/fd").iterdir()))
+            return len(gc.get_objects())
 
-        objects, files = await many(range(100))
-        more_objects, more_files = await many(range(100, 1_100))
+        objects = await many(range(100))
+        more_objects = await many(range(100, 1_100))
         assert emulator.statistics().connections > 1_000
         assert emulator.statistics().open_links == 0
-        assert more_files == files
         assert more_objects - objects < 1_000
 
 
@@ -87,9 +92,9 @@ async def test_a_client_above_the_limit_is_turned_away_until_another_has_left() 
             await second.send_all(b"AMQP\x00\x01\x00\x00")
             await second.receive_some()
             async with await connect(emulator) as third:
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     await until_closed(third)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while True:
                 async with await connect(emulator) as another:
                     try:
@@ -122,7 +127,7 @@ async def test_what_a_client_speaks_is_seen_however_it_comes(
             await stream.send_all(part)
             await trio.testing.wait_all_tasks_blocked()
         answer = b""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while len(answer) < len(answered):
                 more = bytes(await stream.receive_some())
                 assert more, answer
@@ -156,7 +161,7 @@ async def test_noise_ends_its_own_connection_and_no_other(
             await other.send_all(b"AMQP\x03\x01\x00\x00")
             assert (await other.receive_some()).startswith(b"AMQP\x03")
             await noisy.send_all(noise)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await until_closed(noisy)
             assert emulator.statistics().open_connections == 1
     assert not caplog.records

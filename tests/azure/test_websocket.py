@@ -39,6 +39,7 @@ from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.secret import Secret
 
 from .emulator_process import EmulatorProcess, emulator_process
+from .linked import PATIENCE, SOON, promptly
 
 PATH = "/$servicebus/websocket"
 AMQP = "AMQPWSB10"
@@ -83,7 +84,7 @@ async def connected(emulator: EmulatorProcess, **options: Any) -> AsyncIterator[
         await provider.aclose()
 
 
-async def take(receiver: Receiver, count: int = 1, within: float = 5.0) -> list[Delivery]:
+async def take(receiver: Receiver, count: int = 1, within: float = SOON) -> list[Delivery]:
     taken: list[Delivery] = []
     with trio.fail_after(within):
         while len(taken) < count:
@@ -147,7 +148,7 @@ async def test_a_queue_without_sessions_and_large_messages(emulator: EmulatorPro
         for number in range(5):
             await sender.send([Message(large + b"%d" % number)])
         await sender.send([Message(b"%d" % number) for number in range(500)])
-        deliveries = await take(receiver, 505, 15.0)
+        deliveries = await take(receiver, 505)
         assert [each.body for each in deliveries] == [
             *(large + b"%d" % number for number in range(5)),
             *(b"%d" % number for number in range(500)),
@@ -161,16 +162,15 @@ async def test_cancelling_leaves_at_once_and_takes_nothing(emulator: EmulatorPro
     async with connected(emulator) as provider:
         sender = await provider.open_sender(queue)
         receiver = await provider.open_receiver(queue, ReceiverOptions())
-        for _ in range(3):
-            with trio.move_on_after(0.3):
+
+        async def cancelled() -> float:
+            with trio.move_on_after(0.3) as scope:
                 await receiver.receive(1, 30.0)
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(receiver.receive, 1, 30.0)
-                    await trio.sleep(0.2)
-                    cancelled = trio.current_time()
-                    scope.cancel()
-            assert trio.current_time() - cancelled < 0.25
+            assert scope.cancelled_caught
+            return trio.current_time() - scope.deadline
+
+        for _ in range(3):
+            await promptly(cancelled)
         await sender.send([Message(b"kept", session_id=SessionId("s"))])
         [delivery] = await take(receiver)
         assert (delivery.body, delivery.delivery_count) == (b"kept", 1)
@@ -187,11 +187,11 @@ async def test_a_reset_is_a_lost_connection_and_gets_over(emulator: EmulatorProc
         gone = trio.Event()
         held.lease.on_lost(lambda _: gone.set())
         assert emulator.fault("drop", queue=str(queue)) >= 1
-        with trio.fail_after(5.0):
+        with trio.fail_after(SOON):
             await gone.wait()
         assert held.lease.lost is not None
         assert isinstance(held.lease.lost.__cause__, ConnectionFailed)
-        with trio.fail_after(10.0):
+        with trio.fail_after(SOON):
             while True:
                 try:
                     await sender.send([Message(b"2", session_id=SessionId("s"))])
@@ -211,7 +211,7 @@ async def test_a_detached_link_leaves_the_socket(emulator: EmulatorProcess) -> N
         sender = await provider.open_sender(queue)
         opened = provider.connections_opened
         assert emulator.fault("detach", queue=str(queue)) == 1
-        with trio.fail_after(5.0):
+        with trio.fail_after(SOON):
             while True:
                 try:
                     await sender.send([Message(b"1", session_id=SessionId("s"))])
@@ -223,12 +223,12 @@ async def test_a_detached_link_leaves_the_socket(emulator: EmulatorProcess) -> N
 
 async def test_a_peer_that_says_nothing_does_not_hold_up_closing(emulator: EmulatorProcess) -> None:
     queue = new_queue(emulator)
-    provider = await FACTORY.open(config_of(emulator, operation_timeout=1.0))
+    provider = await FACTORY.open(config_of(emulator, operation_timeout=PATIENCE))
     sender = await provider.open_sender(queue)
     emulator.fault("stall")
     with pytest.raises(OperationTimeout):
         await sender.send([Message(b"1", session_id=SessionId("s"))])
-    with trio.fail_after(10.0):
+    with trio.fail_after(SOON):
         await provider.aclose()
     emulator.lift_faults()
     await all_closed(emulator)
@@ -236,7 +236,7 @@ async def test_a_peer_that_says_nothing_does_not_hold_up_closing(emulator: Emula
 
 async def all_closed(emulator: EmulatorProcess) -> None:
     """The other process may need a moment to see it."""
-    with trio.fail_after(5.0):
+    with trio.fail_after(SOON):
         while emulator.statistics()["open_connections"]:  # noqa: ASYNC110
             await trio.sleep(0.02)
 
@@ -246,7 +246,7 @@ async def all_closed(emulator: EmulatorProcess) -> None:
 
 async def test_tls_is_verified(emulator: EmulatorProcess) -> None:
     async with connected(emulator, verify=None) as provider:
-        with trio.fail_after(5.0), pytest.raises(ConfigurationError, match="certificate"):
+        with trio.fail_after(SOON), pytest.raises(ConfigurationError, match="certificate"):
             await provider.open_sender(QueueName("orders"))
     await all_closed(emulator)
 
@@ -291,7 +291,7 @@ class RawSocket:
     def __init__(self, emulator: EmulatorProcess) -> None:
         host, _, port = emulator.endpoint.removeprefix("sb://").partition(":")
         context = ssl.create_default_context(cafile=emulator.ca_file)
-        below = socket.create_connection((host, int(port)), 5.0)
+        below = socket.create_connection((host, int(port)), SOON)
         self.socket = context.wrap_socket(below, server_hostname=host)
         self.engine = WSConnection(ConnectionType.CLIENT)
 
