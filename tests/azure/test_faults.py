@@ -408,6 +408,37 @@ async def test_a_slow_link_delays_and_loses_nothing(
         link.assert_empty()
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["sent", "scheduled"])
+@pytest.mark.parametrize("leave", [False, True], ids=["stay", "leave"])
+async def test_large_messages_stay_whole_where_sending_has_to_wait(
+    emulator: EmulatorProcess, later: bool, leave: bool
+) -> None:
+    """More than the network holds, from many tasks: frames do not mix, and who is cancelled leaves no half message."""
+    due = FAR if later else None
+    messages = [
+        Message(b"%c" % number * 200_000, session_id=f"session-{number}", scheduled_at=due)
+        for number in range(40)
+    ]
+    async with linked(emulator, options={"operation_timeout": SOON}) as link:
+        sender = await link.sender()
+        link.proxy.slow_down(bandwidth=5_000_000)
+        with trio.move_on_after(0.3 if leave else SOON) as scope:
+            async with trio.open_nursery() as nursery:
+                for message in messages:
+                    nursery.start_soon(sender.send, [message])
+        assert scope.cancelled_caught is leave
+        link.proxy.heal()
+        last = Message(b"last", session_id="session-0", scheduled_at=due)
+        [result] = await sender.send([last])
+        assert result.error is None
+        found = [each.message for each in await link.direct.peek(link.queue, 100)]
+        assert last in found
+        found.remove(last)
+        assert leave or len(found) == len(messages)
+        for message in found:
+            messages.remove(attrs.evolve(message, message_id=None))
+
+
 async def test_an_endpoint_that_is_down_fails_at_once_and_works_when_it_comes_back(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:

@@ -37,6 +37,7 @@ from queue_runtime.messages import (
 from queue_runtime.providers.azure import FACTORY, AzureConfig
 from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.secret import Secret
+from queue_runtime.testing.tcp_proxy import open_tcp_proxy
 
 from .emulator_process import EmulatorProcess, emulator_process
 from .linked import PATIENCE, SOON, promptly
@@ -155,6 +156,31 @@ async def test_a_queue_without_sessions_and_large_messages(emulator: EmulatorPro
         ]
         await settle(receiver, *deliveries)
         assert emulator.counts(str(queue))["active"] == 0
+
+
+async def test_large_messages_stay_whole_where_sending_has_to_wait(
+    emulator: EmulatorProcess,
+) -> None:
+    queue = new_queue(emulator)
+    messages = [
+        Message(b"%c" % number * 200_000, session_id=SessionId(f"s{number}"))
+        for number in range(40)
+    ]
+    async with open_tcp_proxy("127.0.0.1", emulator.port) as proxy:
+        async with connected(emulator, custom_endpoint=f"sb://127.0.0.1:{proxy.port}") as provider:
+            sender = await provider.open_sender(queue)
+            proxy.slow_down(bandwidth=5_000_000)
+            with trio.fail_after(15):
+                async with trio.open_nursery() as nursery:
+                    for message in messages:
+                        nursery.start_soon(sender.send, [message])
+            proxy.heal()
+            receiver = await provider.open_receiver(queue, ReceiverOptions())
+            deliveries = await take(receiver, len(messages))
+            assert {each.session_id: each.body for each in deliveries} == {
+                message.session_id: message.body for message in messages
+            }
+            await settle(receiver, *deliveries)
 
 
 async def test_cancelling_leaves_at_once_and_takes_nothing(emulator: EmulatorProcess) -> None:

@@ -64,6 +64,7 @@ class Outlet(Link):
         self.max_message_size = 0
         self.max_batch_size = _MAX_BATCH
         self._sending: set[asyncio.Future[None]] = set()
+        self._turn = asyncio.Lock()
 
     async def send(self, message: Any, timeout: float) -> asyncio.Future[None]:
         """Put one message, or one batch of them, on the wire.
@@ -74,6 +75,8 @@ class Outlet(Link):
         Raises:
             Exception: The link is gone; nothing was sent.
         """
+        async with self._turn:
+            await self._wire.room()
         if self.error is not None:
             raise self.error
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()

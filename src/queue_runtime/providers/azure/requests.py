@@ -158,6 +158,7 @@ class Requests:
         pending = None
         try:
             async with asyncio.timeout(timeout):
+                await self._wire.room()
                 pending = await self._links.execute_operation(
                     message, done, operation=operation, type=kind, timeout=timeout
                 )

@@ -39,6 +39,7 @@ from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransp
 from .requests import Requests
 from .rights import Rights
 from .shared import outcome_of
+from .writing import Writing
 
 __all__ = ["Credential", "Place", "Wire"]
 
@@ -137,14 +138,15 @@ class Wire:
                 # What the engine says of a WebSocket to a custom endpoint that cannot be reached.
                 raise reason from None
             raise
-        # From here one task reads, and a frame is written in one piece: nothing is left to exclude.
+        # From here one task reads, and writing does not wait: nothing is left to exclude.
         connection._transport.socket_lock = nullcontext()
-        return cls(place, connection)
+        return cls(place, connection, Writing(connection._transport))
 
-    def __init__(self, place: Place, connection: Any) -> None:
+    def __init__(self, place: Place, connection: Any, writing: Writing) -> None:
         self.place = place
         self.error: BaseException | None = None
         self._connection = connection
+        self._writing = writing
         self._loop = asyncio.get_running_loop()
         self._losers: dict[object, Callable[[BaseException], None]] = {}
         self._rights = Rights(self._token, self._put_token)
@@ -188,6 +190,14 @@ class Wire:
             callback(self.error)
         else:
             self._losers[key] = callback
+
+    async def room(self) -> None:
+        """Wait until the peer has taken most of what was written: for who is about to write much.
+
+        Raises:
+            Exception: The connection is gone.
+        """
+        await self._writing.room()
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         """Wait for an answer.
@@ -333,6 +343,7 @@ class Wire:
             opening.cancel()
         await asyncio.gather(*self._tasks, *self._requests.values(), return_exceptions=True)
         await self._rights.aclose()
+        await self._writing.aclose()
         await _abandon(self._connection)
 
 
@@ -368,7 +379,9 @@ async def _abandon(connection: Any) -> None:
     """Close a connection in whatever state; never fails."""
     transport = connection._transport
     # aiohttp has a WebSocket's TCP connection wait for the peer's goodbye in TLS, which may never come.
-    below = getattr(getattr(transport.sock, "_writer", None), "transport", None)
+    # A TCP connection waits until the peer has taken what was written, which may be never.
+    writer = getattr(transport, "writer", None) or getattr(transport.sock, "_writer", None)
+    below = getattr(writer, "transport", None)
     await _attempt(connection.close)
     await _attempt(transport.close)
     # The engine forgets the HTTP client when its WebSocket was not opened.
