@@ -24,6 +24,7 @@ NEEDS = {
     "test_bad_input.py": ("proton", "azure.servicebus"),
     "test_bench.py": ("proton", "azure.servicebus"),
     "test_cancelling.py": ("proton", "azure.servicebus"),
+    "test_dead_letters.py": ("proton", "azure.servicebus"),
     "test_close_frame.py": ("proton", "azure.servicebus"),
     "test_switching.py": ("proton", "azure.servicebus"),
     "test_token_refresh.py": ("proton", "azure.servicebus"),

@@ -27,7 +27,7 @@ _AT_ONCE: Final = 500
 """Messages taken before they are dealt with."""
 
 _QUIET: Final = 0.3
-"""Seconds without a message after which a queue counts as empty."""
+"""Seconds without a message after which the broker is asked whether any is left."""
 
 _NEXT_SESSION: Final = 0.5
 """Seconds to wait for one more session with messages."""
@@ -116,7 +116,7 @@ class Catch:
                     wait=wait,
                 )
             except Exception as error:
-                if means_no_session(error):
+                if session is not None and means_no_session(error):
                     return False
                 raise
         return True
@@ -130,10 +130,10 @@ class Catch:
         self._news.set()
 
     async def take(self, enough: Callable[[Sequence[Arrival]], bool], most: int) -> list[Arrival]:
-        """Messages until there are ``enough``, ``most``, or none for a while.
+        """Messages until there are ``enough``, ``most``, or no more.
 
         Raises:
-            QueueError: The link was lost; what came by it comes again.
+            QueueError: The link was lost, or the broker does not answer; what came comes again.
         """
         taken: list[Arrival] = []
         while not enough(taken) and len(taken) < most:
@@ -148,10 +148,20 @@ class Catch:
                     async with asyncio.timeout(_QUIET):
                         await self._news.wait()
                 except TimeoutError:
-                    break
+                    await self._drain()
+                    if not self._came and self._error is None:
+                        break
             taken += self._came
             self._came.clear()
         return taken
+
+    async def _drain(self) -> None:
+        """Wait until all has come that there is: far away, that may take a while."""
+        drained = await self._inlet.take_back_credit()
+        await asyncio.wait((drained,), timeout=self._api.config.operation_timeout)
+        if not drained.done():
+            with mapped("receive", self._entity):
+                raise TimeoutError("not told in time whether there are more")
 
     async def complete(self, arrivals: Sequence[Arrival]) -> None:
         """Delete messages.
