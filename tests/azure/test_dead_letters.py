@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from queue_runtime import OperationTimeout, SettlementAction
-from queue_runtime.abc import DeadLetters
+from queue_runtime.abc import DeadLetters, ReceiverOptions
 
 from .emulator_process import EmulatorProcess
-from .linked import Link, linked, receive_all, settlements
+from .linked import SOON, Link, linked, receive_all, settlements
 
 OPTIONS = {"operation_timeout": 10.0, "connect_timeout": 10.0}
 CALL = 500
 """Messages sent and settled at once."""
+
+
+@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
+def sessions(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 async def bury(link: Link, count: int) -> DeadLetters:
@@ -49,3 +55,55 @@ async def test_who_is_not_let_in_in_time_is_told_so(emulator: EmulatorProcess, w
                 await link.provider.purge(link.queue)
             else:
                 await letters.purge()
+
+
+async def test_more_dead_letters_are_named_than_are_held_at_a_time(
+    emulator: EmulatorProcess,
+) -> None:
+    async with linked(emulator, sessions=False, options=OPTIONS) as link:
+        letters = await bury(link, 2_500)
+        numbers = [each.sequence_number for each in await letters.peek(3_000)]
+        assert await letters.redrive(numbers[:-1]) == 2_499
+        assert await letters.purge(numbers) == 1
+        assert link.counts()["active"] == 2_499
+
+
+async def test_calls_side_by_side_do_not_hide_letters_from_each_other(
+    emulator: EmulatorProcess,
+) -> None:
+    async with linked(emulator, options=OPTIONS) as link:
+        letters = await bury(link, 10)
+        moved: list[int] = []
+
+        async def move(number: int) -> None:
+            call = letters.redrive if number % 2 else letters.purge
+            moved.append(await call([number]))
+
+        async with trio.open_nursery() as nursery:
+            for each in await letters.peek(10):
+                nursery.start_soon(move, each.sequence_number)
+        assert moved == [1] * 10
+        assert link.counts()["active"] == 5
+
+
+async def test_a_message_that_fails_again_at_once_is_redriven_once(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    async with linked(emulator, sessions=sessions, options=OPTIONS) as link:
+        letters = await bury(link, 10)
+        receiver = await link.direct.open_receiver(link.queue, ReceiverOptions())
+
+        async def fail() -> None:
+            while True:
+                deliveries = await receiver.receive(10, 1.0)
+                await receiver.settle(settlements(deliveries, SettlementAction.DEAD_LETTER))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            with trio.fail_after(SOON):
+                assert await letters.redrive() == 10
+                while len(await letters.peek(11)) < 10:
+                    pass
+            nursery.cancel_scope.cancel()
+        await receiver.aclose()
+        link.assert_empty(dead=10)

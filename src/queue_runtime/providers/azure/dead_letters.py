@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, final
 
@@ -57,6 +58,7 @@ class Graveyard:
         self._entity = entity
         self._graves = dead_letters_of(entity)
         self._exit = Exit(api, entity)
+        self._turn = asyncio.Lock()  # who looks for one letter holds others as well
 
     async def look(self, count: int, after: int) -> list[PeekedMessage]:
         """Dead letters in sequence order."""
@@ -65,23 +67,23 @@ class Graveyard:
 
     async def redrive(self, numbers: Collection[int] | None) -> int:
         """Send them back, confirmed, in each session's order; then delete them here. Return how many."""
-        try:
-            return await self._act(numbers, redrives=True)
-        finally:
-            await self._exit.aclose()
+        async with self._turn:
+            try:
+                return await self._act(numbers, redrives=True)
+            finally:
+                await self._exit.aclose()
 
     async def purge(self, numbers: Collection[int] | None) -> int:
         """Delete them; return how many."""
-        return await self._act(numbers, redrives=False)
+        async with self._turn:
+            return await self._act(numbers, redrives=False)
 
     async def _act(self, numbers: Collection[int] | None, *, redrives: bool) -> int:
         if numbers is not None and not numbers:
             return 0
         done = 0
-        while True:
-            there = await self._numbers(numbers)
-            if not there:
-                return done
+        last = await self._last() if numbers is None else max(numbers)
+        while there := await self._numbers(numbers, last):
             catch = Catch(self._api, self._graves)
             await catch.open()
             held: dict[int, _Letter] = {}
@@ -100,19 +102,30 @@ class Graveyard:
                 rest = [held[number].arrival for number in held if number not in finished]
                 await catch.close(rest)
             done += len(finished)
-            if numbers is not None or not finished:
-                return done
+            if not finished:
+                break
+        return done
 
-    async def _numbers(self, wanted: Collection[int] | None) -> set[int]:
-        """Those of ``wanted`` that are there; at most as many as are held at a time."""
+    async def _last(self) -> int:
+        """The highest number that is there. What comes later is another letter, if of the same message."""
+        last = 0
+        while True:
+            page = await peek(self._api, self._graves, _MOST, last, dead=True)
+            if page:
+                last = page[-1].sequence_number
+            if len(page) < _MOST:
+                return last
+
+    async def _numbers(self, wanted: Collection[int] | None, last: int) -> set[int]:
+        """Those of ``wanted`` up to ``last`` that are there; about as many as are held at a time, at most."""
         there: set[int] = set()
         after = 0
-        while len(there) < _MOST:
+        while len(there) < _MOST and after < last:
             page = await peek(self._api, self._graves, _MOST, after, dead=True)
             if not page:
                 break
             after = page[-1].sequence_number
-            numbers = {each.sequence_number for each in page}
+            numbers = {each.sequence_number for each in page if each.sequence_number <= last}
             there |= numbers if wanted is None else numbers.intersection(wanted)
         return there
 
