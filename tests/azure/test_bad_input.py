@@ -327,6 +327,22 @@ async def test_large_messages_go_alone_where_a_batch_may_not_be_as_large(
         assert link.counts()["scheduled" if later else "active"] == 5
 
 
+async def test_a_batch_is_not_too_large_for_what_stands_around_it(
+    emulator: EmulatorProcess,
+) -> None:
+    """Around it stand the first message's ids, of which each character may take three bytes."""
+    size = 20_000
+    async with linked(
+        emulator, max_message_bytes=size, options={"max_message_bytes": size}
+    ) as link:
+        sender = await link.sender()
+        for length in range(size // 2 - 1_500, size // 2, 50):
+            messages = [
+                Message(b"x" * length, session_id="\u4e00" * 128, message_id="\u4e00" * 128)
+            ] * 2
+            assert [result.error for result in await sender.send(messages)] == [None] * 2
+
+
 async def test_a_life_that_service_bus_would_cut_is_refused(emulator: EmulatorProcess) -> None:
     async with linked(emulator) as link:
         sender = await link.sender()

@@ -44,8 +44,8 @@ MAX_BATCH: Final = 1_000
 _MOST_IN_TRANSFER: Final = 500
 """Most messages of one transfer; Service Bus takes 4,500."""
 
-_ENVELOPE: Final = 400
-"""Bytes of a transfer's own, above its messages."""
+_ENVELOPE: Final = 1_024
+"""Bytes of a transfer's own, above its messages: two ids of 128 characters, at three bytes each, and the rest."""
 
 _NAMES: Final = 64
 """Bytes that a request takes for each message it is about, beside the message and its ids."""
