@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from queue_runtime import (
+    AuthenticationFailed,
     BreakerConfig,
     CircuitOpen,
     ClientConfig,
@@ -728,3 +729,26 @@ async def test_a_condition_means_the_same_wherever_it_is_said(
         [answer] = await receiver.settle(settlements(deliveries[:1]))
         assert isinstance(answer, expected)
         await complete(receiver, deliveries[1:])
+
+
+STATUSES: dict[int, type[QueueError]] = {
+    401: AuthenticationFailed,
+    403: PermissionDenied,
+    404: QueueNotFound,
+    503: ConnectionFailed,
+}
+
+
+@pytest.mark.parametrize("status", list(STATUSES))
+async def test_a_status_without_a_condition_is_enough(
+    emulator: EmulatorProcess, status: int
+) -> None:
+    expected = STATUSES[status]
+    async with linked(emulator, sessions=False) as link:
+        words = {"condition": "", "description": "As the test has it.", "status": status}
+        emulator.fault("refuse", "TOKEN", **words)
+        with pytest.raises(expected, match="As the test has it"):
+            await link.sender()
+        link.fault("refuse", "REQUEST", **words)
+        with pytest.raises(expected, match="As the test has it"):
+            await link.provider.peek(link.queue, 1)

@@ -40,6 +40,7 @@ from queue_runtime.errors import (
     ValidationError,
 )
 from queue_runtime.providers.azure.errors import Call, from_azure, from_condition, safe_cause
+from queue_runtime.providers.azure.requests import Refused
 
 CALL = Call(operation="send", queue="jobs", size=300_000, limit=262_144)
 CANARY = "canary7Zq"
@@ -295,6 +296,30 @@ def test_a_refused_token(
         assert type(made) is expected
         assert (text if isinstance(text, str) else text.decode()) in str(made)
         assert cure in str(made)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, ValidationError),
+        (401, AuthenticationFailed),
+        (404, QueueNotFound),
+        (408, OperationTimeout),
+        (429, Throttled),
+        (500, ConnectionFailed),
+        (503, ConnectionFailed),
+        (418, ProviderError),
+    ],
+)
+@pytest.mark.parametrize("condition", [None, b""])
+def test_a_refusal_that_says_no_more_than_a_status(
+    condition: bytes | None, status: int, expected: type[QueueError]
+) -> None:
+    made = from_azure(Refused(status, condition, b"wait 3 s"), CALL)
+    assert type(made) is expected
+    assert "send on jobs: " in str(made)
+    assert "wait 3 s" in str(made)
+    assert made.retry_after == (3.0 if expected is Throttled else None)
 
 
 def test_a_refused_token_without_particulars() -> None:

@@ -159,6 +159,8 @@ def from_azure(error: BaseException, call: Call = _NO_CALL) -> QueueError:
         known = _known_condition(condition, _said(error), call)
         if known is not None:
             return known
+    if "Refused" in names and not condition and (known := _by_status(error, call)) is not None:
+        return known
     if "MessageSizeExceededError" in names:  # of a batch, by the SDK itself
         return _too_large(text, call)
     row = _by_class(error, text)
@@ -286,6 +288,13 @@ def _by_class(error: BaseException, text: str) -> Row | None:
         if base.__name__ in CLASSES:
             return CLASSES[base.__name__]
     return None
+
+
+def _by_status(error: Any, call: Call) -> QueueError | None:
+    """A management response that says no more than a status."""
+    row = HTTP.get(error.status) or (TROUBLE if error.status >= 500 else None)
+    said = _said(error)
+    return row and _make(row, f"{_words(call, said)} (status {error.status})", said)
 
 
 def _from_authentication(error: BaseException, call: Call) -> QueueError:

@@ -30,13 +30,14 @@ from azure.servicebus._pyamqp.error import (
     AMQPConnectionError,
     AuthenticationException,
     ErrorCondition,
+    TokenAuthFailure,
 )
 from azure.servicebus._pyamqp.message import Message as AmqpMessage
 from azure.servicebus._pyamqp.sasl import SASLAnonymousCredential
 from azure.servicebus._pyamqp.utils import utc_from_timestamp
 from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
-from .requests import Requests
+from .requests import Refused, Requests
 from .rights import Rights
 from .shared import outcome_of
 from .writing import Writing
@@ -241,7 +242,14 @@ class Wire:
             },
         )
         cbs = await self.requests("$cbs")
-        await cbs.call(CBS_PUT_TOKEN, message, self.place.timeout, kind=_TOKEN_TYPE)
+        try:
+            await cbs.call(CBS_PUT_TOKEN, message, self.place.timeout, kind=_TOKEN_TYPE)
+        except Refused as error:
+            if error.condition:
+                raise
+            # A status and a description are all that such a node has to answer.
+            failure: Any = TokenAuthFailure
+            raise failure(error.status, error.description) from None
 
     # --- requests ----------------------------------------------------------------------------------
 
