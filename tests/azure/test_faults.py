@@ -24,6 +24,7 @@ from queue_runtime import (
     InvalidReceipt,
     LockLost,
     Message,
+    OperationTimeout,
     QueueError,
     SessionId,
     Settlement,
@@ -36,6 +37,7 @@ from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy
 from .emulator_process import EmulatorProcess
 from .linked import (
     IN_HASTE,
+    LOCK,
     PATIENCE,
     SLACK,
     SOON,
@@ -360,7 +362,7 @@ async def test_waiting_side_by_side_takes_no_longer_than_waiting_alone(
     emulator: EmulatorProcess, hole: str
 ) -> None:
     """Many messages outlive their link: for each a request is made, and all need one connection and one token."""
-    async with linked(emulator, sessions=False) as link:
+    async with linked(emulator, sessions=False, options=IN_HASTE) as link:
         await link.send(link.work(10))
         receiver = await link.receiver()
         deliveries = await receive_all(receiver, 10)
@@ -406,6 +408,24 @@ async def test_a_slow_link_delays_and_loses_nothing(
             assert ledger.firsts() == in_order(30)
         link.proxy.heal()
         link.assert_empty()
+
+
+async def test_who_sends_side_by_side_does_not_queue_up_for_a_black_hole(
+    emulator: EmulatorProcess,
+) -> None:
+    async with linked(emulator, options=IN_HASTE) as link:
+        sender = await link.sender()
+        link.proxy.silence()
+        link.proxy.reset_all()
+        with pytest.raises((ConnectionFailed, OperationTimeout)):
+            await sender.send(link.work(1))
+        took = await timed(
+            {
+                f"send {number}": partial(sender.send, [message])
+                for number, message in enumerate(link.work(20))
+            }
+        )
+        assert max(took.values()) <= 2 * PATIENCE + SLACK, took
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["sent", "scheduled"])

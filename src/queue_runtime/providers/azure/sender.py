@@ -35,6 +35,7 @@ from .entries import Entry, in_batch, wire_size
 from .ids import with_lone_session
 from .outgoing import as_batch, as_message, encoded
 from .outlet import Outlet
+from .shared import outcome_of
 
 __all__ = ["MAX_BATCH", "AzureSender", "Exit", "Outgoing"]
 
@@ -85,21 +86,26 @@ class Exit:
         self._api = api
         self._entity = entity
         self._outlet: Outlet | None = None
-        self._lock = asyncio.Lock()
+        self._opening: asyncio.Task[Outlet] | None = None
         self._window = asyncio.Semaphore(_WINDOW)
         self._timeout = api.config.operation_timeout
 
     async def open(self) -> Outlet:
-        """The link; another one if there is none, or it was lost.
+        """The link; another one if there is none, or it was lost, opened once for all who wait for it.
 
         Raises:
             QueueError: The broker refuses, or cannot be reached.
         """
-        async with self._lock:
-            if self._outlet is None or self._outlet.error is not None:
-                with mapped("open sender", self._entity):
-                    self._outlet = await self._api.outlet(self._entity, _ignore)
+        if self._outlet is not None and self._outlet.error is None:
             return self._outlet
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open())
+        with mapped("open sender", self._entity):
+            return await outcome_of(self._opening)
+
+    async def _open(self) -> Outlet:
+        self._outlet = await self._api.outlet(self._entity, _ignore)
+        return self._outlet
 
     async def limit(self) -> int:
         """Bytes of the largest message that the queue takes. Raises as :meth:`open`."""
@@ -216,6 +222,9 @@ class Exit:
 
     async def aclose(self) -> None:
         """Close the link; never fails."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait((self._opening,))
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
             await outlet.aclose()
