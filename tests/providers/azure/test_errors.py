@@ -39,6 +39,7 @@ from queue_runtime.errors import (
     Unsupported,
     ValidationError,
 )
+from queue_runtime.providers.azure.api import mapped
 from queue_runtime.providers.azure.errors import Call, from_azure, from_condition, safe_cause
 from queue_runtime.providers.azure.requests import Refused
 
@@ -584,6 +585,13 @@ def test_nothing_secret_is_shown(text: str) -> None:
 def test_a_cause_without_secrets_is_kept() -> None:
     error = sdk.ServiceBusConnectionError(message="The link was detached.")
     assert safe_cause(error) is error
+
+
+def test_an_error_of_ours_keeps_its_cause() -> None:
+    cause = ValueError("why")
+    with pytest.raises(ConfigurationError) as caught, mapped("the credential"):
+        raise ConfigurationError("auth is default: why") from cause
+    assert caught.value.__cause__ is cause
 
 
 def test_the_whole_chain_is_looked_at() -> None:

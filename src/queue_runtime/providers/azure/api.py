@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
+from queue_runtime.errors import QueueError
+
 from .config import AzureConfig
 from .credentials import open_credential
 from .errors import Call, from_azure, safe_cause
@@ -43,6 +45,8 @@ def mapped(operation: str, queue: str = "", size: int = 0, limit: int = 0) -> It
     """Turn what the SDK raises inside into errors of this package."""
     try:
         yield
+    except QueueError:
+        raise  # with its own cause; made its own, whoever follows the causes would not come to an end
     except Exception as error:
         call = Call(operation=operation, queue=queue, size=size, limit=limit)
         raise from_azure(error, call) from safe_cause(error)
