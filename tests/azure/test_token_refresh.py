@@ -12,7 +12,7 @@ import hmac
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 from uuid import uuid4
@@ -59,8 +59,9 @@ def early() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def own() -> Iterator[dict[str, EmulatorProcess]]:
     """Of who counts what is asked there, or sets the clock; all there before anybody's time runs."""
-    with emulator_process() as key, emulator_process() as identity, emulator_process() as ahead:
-        yield {"key": key, "identity": identity, "ahead": ahead}
+    with ExitStack() as stack:
+        names = ("key", "identity", "ahead", "crowd")
+        yield {name: stack.enter_context(emulator_process()) for name in names}
 
 
 class Tokens:
@@ -273,6 +274,23 @@ async def test_a_clock_that_is_behind(own: dict[str, EmulatorProcess]) -> None:
         assert put_tokens(ahead) == shown + 1
 
 
+@side_by_side
+async def test_a_clock_that_is_behind_and_many_who_meet_it_at_once(
+    own: dict[str, EmulatorProcess],
+) -> None:
+    """All acceptors are refused over the same token: none of them takes that for the last word."""
+    ahead = own["crowd"]
+    queue = new_queue(ahead)
+    ahead.fault("move_time", seconds=3.0)
+    async with connected(ahead, key_of(ahead, 9.0)) as provider:
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        began = time.monotonic()
+        with trio.fail_after(12.0):
+            while time.monotonic() < began + 7.0:  # the links end at the sixth second
+                with suppress(ConnectionFailed):
+                    assert await receiver.receive(1, 0.5) == []
+
+
 # --- signatures made beforehand ----------------------------------------------------------------------------
 
 
@@ -379,6 +397,43 @@ def test_a_fresh_token_is_not_doubted() -> None:
         assert not keeper.doubt("q")
         assert not keeper.doubt("unknown")
         await keeper.aclose()
+
+    asyncio.run(main())
+
+
+def test_all_who_were_refused_over_one_token_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has another shown; the others come while that is under way, or after it."""
+
+    async def main() -> None:
+        now = time.time()
+        shown = 0
+        may_show = asyncio.Event()
+
+        async def get(_: str) -> tuple[str, float]:
+            return f"token {shown}", now + 600.0
+
+        async def put(entity: str, token: str, expires: float) -> None:
+            nonlocal shown
+            await may_show.wait()
+            shown += 1
+
+        rights = Rights(get, put)
+        may_show.set()
+        await rights.authorize("q")
+        used = rights.shown("q")
+        monkeypatch.setattr(time, "time", lambda: now + 60.0)
+        assert rights.doubt("q", used)
+        may_show.clear()
+        again = asyncio.create_task(rights.authorize("q"))
+        await asyncio.sleep(0)
+        assert rights.doubt("q", used)
+        may_show.set()
+        await again
+        assert rights.doubt("q", used)
+        await rights.authorize("q")
+        assert shown == 2
+        assert not rights.doubt("q", rights.shown("q"))
+        await rights.aclose()
 
     asyncio.run(main())
 

@@ -175,9 +175,10 @@ class AzureApi:
 
 async def _authorized(wire: Wire, entity: str, call: Callable[[], Awaitable[T]]) -> T:
     """What ``call`` returns; it is repeated when a token turns out to have ended, which nothing was done for."""
+    right = wire.right(entity)
     try:
         return await call()
     except Exception as error:
-        if not wire.may_try_again(entity, error):
+        if not wire.may_try_again(entity, error, right):
             raise
     return await call()

@@ -90,14 +90,30 @@ class Rights:
         grant = self._grants.get(entity)
         return grant is not None and time.time() < grant.expires
 
-    def doubt(self, entity: str) -> bool:
+    def shown(self, entity: str) -> object:
+        """What stands for the token that was shown last; ``None``: there is none."""
+        return self._grants.get(entity)
+
+    def doubt(self, entity: str, used: object = None) -> bool:
         """The broker refuses what a token should allow: forget it, unless it was shown just now.
 
+        Args:
+            entity: What was refused.
+            used: What :meth:`shown` said before; ``None``: the token was shown for this very call.
+
         Returns:
-            Whether to try again: the token may have ended by the broker's clock.
+            Whether to try again: the token may have ended by the broker's clock. Of several who were refused over
+            one token, the first has another shown, and all try again.
         """
+        showing = self._showing.get(entity)
+        if showing is not None and not showing.done():
+            return True
         grant = self._grants.get(entity)
-        if grant is None or time.time() - grant.shown < _FRESH:
+        if grant is None:
+            return False
+        if used is not None and grant is not used:
+            return True
+        if time.time() - grant.shown < _FRESH:
             return False
         del self._grants[entity]
         return True

@@ -219,9 +219,13 @@ class Wire:
         """
         await self._rights.authorize(entity)
 
-    def may_try_again(self, entity: str, error: BaseException) -> bool:
+    def right(self, entity: str) -> object:
+        """What stands for the token that was shown last for an entity, for :meth:`may_try_again`."""
+        return self._rights.shown(entity)
+
+    def may_try_again(self, entity: str, error: BaseException, right: object) -> bool:
         """Whether a refusal may be about a token that has ended by the broker's clock: a new one is shown then."""
-        return _is_unauthorized(error) and self._rights.doubt(entity)
+        return _is_unauthorized(error) and self._rights.doubt(entity, right)
 
     async def _token(self, entity: str) -> tuple[str, float]:
         credential = self.place.credential
