@@ -529,6 +529,24 @@ async def test_what_came_before_its_session_was_accepted_is_received(
             await receiver.release([lease])
 
 
+async def test_acceptors_that_never_began_are_not_waited_for(emulator: EmulatorProcess) -> None:
+    """Who is cancelled in the very round of the loop in which another asks takes nobody's place for ever."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator, acceptors=1) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        assert isinstance(receiver, AzureReceiver)
+        intake = receiver._intake
+
+        async def start_and_stop() -> None:
+            intake._start_acceptors()
+            await intake._stop_accepting()
+
+        await receiver._bridge.run(start_and_stop)
+        await sender.send([Message(b"", session_id=SESSION)])
+        assert await complete(receiver, await take(receiver, 1)) == [None]
+
+
 async def test_a_stalled_broker_is_a_timeout() -> None:
     """Trap 4: a send without a timeout hangs when the broker says nothing."""
     with emulator_process() as emulator:

@@ -306,9 +306,14 @@ class Intake:
         for _ in range(min(spare, self._room())):
             task = self.spawn(self._accept())
             self._accepting.add(task)
+            # Not by the task itself: cancelled before its first step, it never gets to do anything.
+            task.add_done_callback(self._accepted)
+
+    def _accepted(self, task: asyncio.Task[Any]) -> None:
+        self._accepting.discard(task)
+        self._changed()  # whoever still waits asks again
 
     async def _accept(self) -> None:
-        task = asyncio.current_task()
         began = time.monotonic()
         try:
             source = await SessionSource.open(self, ANY_SESSION, self._wait)
@@ -319,9 +324,6 @@ class Intake:
             else:
                 self.failed(error)
             return
-        finally:
-            self._accepting.discard(task)
-            self._changed()  # whoever still waits asks again
         if source.stage is not Stage.OVER:
             self._add(source)
 
