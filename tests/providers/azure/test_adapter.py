@@ -547,6 +547,30 @@ async def test_acceptors_that_never_began_are_not_waited_for(emulator: EmulatorP
         assert await complete(receiver, await take(receiver, 1)) == [None]
 
 
+async def test_a_session_that_is_given_up_while_the_receiver_closes_is_given_back(
+    emulator: EmulatorProcess,
+) -> None:
+    """In the same round of the loop: closing stops what runs on the side, but not saying goodbye."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(auto_accept=False))
+        assert isinstance(receiver, AzureReceiver)
+        lease = await receiver.accept(SESSION, 0.0)
+        assert lease is not None
+        source, intake = lease.provider_data.source, receiver._intake
+
+        async def give_up_and_close() -> None:
+            source.give_up("as the test has it")
+            await intake.aclose()
+
+        await receiver._bridge.run(give_up_and_close)
+        assert emulator.counts(queue)["locked_sessions"] == 0
+        await sender.send([Message(b"", session_id=SESSION)])
+        other = await provider.open_receiver(queue, ReceiverOptions())
+        assert await complete(other, await take(other, 1)) == [None]
+
+
 async def test_a_stalled_broker_is_a_timeout() -> None:
     """Trap 4: a send without a timeout hangs when the broker says nothing."""
     with emulator_process() as emulator:

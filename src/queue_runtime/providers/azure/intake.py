@@ -100,6 +100,7 @@ class Intake:
         self._ready: dict[Source, None] = {}
         self._accepting: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._sleepers: set[asyncio.Future[None]] = set()
         self._wanted: set[object] = set()
         self._error: BaseException | None = None
@@ -115,6 +116,12 @@ class Intake:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def leave(self, goodbye: Coroutine[Any, Any, Any]) -> None:
+        """Close a link on the side; :meth:`aclose` lets it come to its end."""
+        task = asyncio.create_task(goodbye)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def arrived(self, source: Source) -> None:
         """Something came that can be taken."""
@@ -418,3 +425,5 @@ class Intake:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._leaving:
+            await asyncio.wait(self._leaving)

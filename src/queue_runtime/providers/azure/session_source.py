@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, final
 
 from azure.servicebus._common.constants import (
@@ -46,6 +46,10 @@ class SessionOwner(Owner, Protocol):
     """
 
     max_per_session: int
+
+    def leave(self, goodbye: Coroutine[Any, Any, Any]) -> None:
+        """Close a link on the side, to its end also when the intake is closed meanwhile."""
+        ...
 
     def over(self, source: SessionSource) -> None:
         """A session was given back or lost."""
@@ -311,12 +315,12 @@ class SessionSource(Source):
             return
         lost = LockLost(f"the lock on session {self.session_id!a} is over: {why}")
         self._lost(lost)
-        self._owner.spawn(self._inlet.aclose(lost))
+        self._owner.leave(self._inlet.aclose(lost))
 
     def withdraw(self) -> None:
         """Give the session back, as nobody holds it; from now on nobody gets it."""
         self._over()
-        self._owner.spawn(self._inlet.aclose())
+        self._owner.leave(self._inlet.aclose())
 
     async def release(self) -> None:
         """Its holder has done with it; a delay still under way is kept."""
