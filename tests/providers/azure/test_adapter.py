@@ -206,12 +206,17 @@ async def test_a_detached_session_is_lost_by_event_and_comes_again(
 
 @pytest.mark.parametrize("accepted", [False, True], ids=["receive", "accept"])
 async def test_a_session_lost_on_its_way_to_the_receiver_is_overtaken_by_nobody(
-    emulator: EmulatorProcess, accepted: bool
+    accepted: bool,
 ) -> None:
     """Its link goes after its messages were handed over by the loop's thread, and before trio's thread got them.
 
     Here trio's thread stands still in between, so that both lie in wait for it, in that order.
     """
+    with emulator_process() as emulator:  # its own, as time moves there
+        await lose_a_session_on_its_way(emulator, accepted=accepted)
+
+
+async def lose_a_session_on_its_way(emulator: EmulatorProcess, *, accepted: bool) -> None:
     queue = new_queue(emulator, sessions=True)
     async with connected(emulator, acceptors=1) as provider:
         sender = await provider.open_sender(queue)
