@@ -369,6 +369,7 @@ CLASSES: list[tuple[type[QueueError], BaseException]] = [
     (ConnectionFailed, OSError("odd")),
     (ConnectionFailed, asyncio.IncompleteReadError(b"", 8)),
     (ConfigurationError, FileNotFoundError(2, "not there", "{'ca_certs': 'x'}")),
+    (ConfigurationError, IsADirectoryError(21, "a folder")),
     (ConfigurationError, ssl.SSLCertVerificationError(1, "certificate verify failed")),
     (ValidationError, ValueError("max_wait_time must be greater than 0")),
     (ValidationError, TypeError("wrong type")),
@@ -463,6 +464,11 @@ def test_a_failed_connection_says_why() -> None:
             "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local",
             ConfigurationError,
             "name the authority's file in verify",
+        ),
+        (
+            "[X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found",
+            ConfigurationError,
+            "name a file in verify that holds",
         ),
     ):
         failed = engine.AMQPConnectionError(

@@ -587,6 +587,11 @@ async def test_an_authority_whose_file_is_missing(over_tls: EmulatorProcess) -> 
     await refused(AzureConfig(**given), ConfigurationError, "check the path in verify")
 
 
+async def test_an_authority_whose_file_holds_no_certificate(over_tls: EmulatorProcess) -> None:
+    given = ways(over_tls) | {"verify": __file__}
+    await refused(AzureConfig(**given), ConfigurationError, "name a file in verify that holds")
+
+
 async def test_tls_where_there_is_none(plain: EmulatorProcess) -> None:
     endpoint = plain.endpoint.replace("sb://", "https://")
     config = AzureConfig(**ways(plain), administration_endpoint=endpoint)

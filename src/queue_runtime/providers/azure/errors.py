@@ -38,6 +38,7 @@ from .meanings import (
     FORBIDDEN,
     FULL,
     HTTP,
+    NO_CERTIFICATES,
     NO_IDENTITY,
     NO_MANAGER,
     NOT_FOUND,
@@ -98,6 +99,9 @@ _NOBODY_TEXT: Final = re.compile(
 _CERTIFICATE_TEXT: Final = re.compile(
     r"certificate[_ ]verify|hostname mismatch|self[- ]signed certificate", re.IGNORECASE
 )
+_NO_CERTIFICATES_TEXT: Final = re.compile(r"\[X509\b|\[Errno 21\]")
+"""Of a file of authorities that cannot be read, and of a folder in its place; handshakes are ``[SSL``."""
+
 _CONNECTIONS_TEXT: Final = re.compile(
     r"(?:number of|concurrent|open) (?:\w+ )*(?:connections|handles|links|receivers|sessions)",
     re.IGNORECASE,
@@ -222,6 +226,8 @@ def _make(row: Row, words: str, text: str) -> QueueError:
         row = ENDED
     elif row in (UNREACHABLE, BROKEN) and _CERTIFICATE_TEXT.search(text):
         row = CERTIFICATE
+    elif row in (UNREACHABLE, BROKEN) and _NO_CERTIFICATES_TEXT.search(text):
+        row = NO_CERTIFICATES
     error = row.error(f"{words}: {row.cure}")
     if row is BUSY:
         wait = _WAIT_TEXT.search(text)

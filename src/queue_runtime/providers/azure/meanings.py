@@ -49,6 +49,7 @@ __all__ = [
     "LOCKED",
     "MESSAGE_LOST",
     "NOT_FOUND",
+    "NO_CERTIFICATES",
     "NO_FILE",
     "NO_IDENTITY",
     "NO_MANAGER",
@@ -140,6 +141,10 @@ CERTIFICATE: Final = Row(
     "or name the authority's file in verify",
 )
 NO_FILE: Final = Row(ConfigurationError, "check the path in verify")
+NO_CERTIFICATES: Final = Row(
+    ConfigurationError,
+    "name a file in verify that holds the authorities' certificates, as PEM",
+)
 REFUSED: Final = Row(ValidationError, "Service Bus does not take this value")
 WITH_SESSIONS: Final = Row(
     ConfigurationError, "the queue requires sessions: open the provider with sessions=true"
