@@ -37,6 +37,16 @@ def test_a_table_for_people() -> None:
 
 def test_what_cannot_be_measured_is_said_in_one_line() -> None:
     run = bench("--url", "sqlite:////no/such/folder/x.db", "--scenario", "latency")
-    assert run.returncode == 1
-    assert "scenario latency failed" in run.stderr
+    assert run.returncode == 4
+    assert "error: scenario latency failed: " in run.stderr
+    assert "queue_runtime." not in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_wrong_options_are_all_told() -> None:
+    run = bench("--url", "azure://orders?lock_duration=301&prefetch=5", "--json")
+    assert run.returncode == 2
+    told = json.loads(run.stderr)
+    assert told["error"] == "ConfigurationError"
+    assert "scenario throughput failed" in told["message"]
+    assert [problem.split()[0] for problem in told["problems"]] == ["lock_duration", "prefetch"]

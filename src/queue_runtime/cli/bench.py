@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import Any, Final
 
@@ -10,13 +11,13 @@ import attrs
 import click
 import trio
 
-from queue_runtime import load_config
+from queue_runtime import errors, load_config
 from queue_runtime.secret import SecretUrl, mask_url
 from queue_runtime.testing.benchmark import SCENARIOS, Report, Row, Scale, Workload
 
 from .messages import table
 from .options import run_async
-from .output import Failure, console, print_json
+from .output import Failure, console, exit_code_of, print_json
 
 __all__ = ["bench"]
 
@@ -159,14 +160,29 @@ async def _measure(
             check=False,
         )
         if process.returncode:
-            lines = process.stderr.decode(errors="replace").strip().splitlines()
-            raise Failure(
-                f"scenario {scenario} failed: {lines[-1].strip() if lines else process.returncode}"
-            )
+            raise _failed(scenario, process)
         document = json.loads(process.stdout)
         document["rows"] = tuple(Row(**row) for row in document["rows"])
         reports.append(Report(**document))
     return reports
+
+
+def _failed(scenario: str, process: subprocess.CompletedProcess[bytes]) -> Failure:
+    """What became of a scenario that could not be measured, with the exit code of what was wrong."""
+    if not process.stdout:
+        lines = process.stderr.decode(errors="replace").strip().splitlines()
+        return Failure(
+            f"scenario {scenario} failed: {lines[-1].strip() if lines else process.returncode}"
+        )
+    said = json.loads(process.stdout)
+    kind = getattr(errors, said["error"], errors.QueueError)
+    message = said["message"]
+    return Failure(
+        f"scenario {scenario} failed: {message.partition(chr(10))[0] if said['problems'] else message}",
+        code=exit_code_of(kind, transient=said["transient"]),
+        kind=said["error"],
+        problems=said["problems"],
+    )
 
 
 def _summary(url: str, workload: Workload, reports: list[Report]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ __all__ = [
     "ask",
     "console",
     "exit_code",
+    "exit_code_of",
     "moment",
     "plural",
     "print_json",
@@ -83,11 +84,16 @@ class Failure(Exception):
 
 def exit_code(error: QueueError) -> int:
     """The exit code for an error of the runtime."""
-    if isinstance(error, _WRONG_INPUT):
+    return exit_code_of(type(error), transient=error.is_transient)
+
+
+def exit_code_of(kind: type[BaseException], *, transient: bool) -> int:
+    """The exit code for an error of the runtime that happened in another process."""
+    if issubclass(kind, _WRONG_INPUT):
         return 2
-    if isinstance(error, _REFUSED):
+    if issubclass(kind, _REFUSED):
         return 3
-    return 4 if error.is_transient else 1
+    return 4 if transient else 1
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
