@@ -233,7 +233,7 @@ def test_what_is_not_there_and_what_is(emulator: ServiceBusEmulator, queue: str)
                     await missing
             with pytest.raises(ResourceExistsError):
                 await client.create_queue(queue.upper())
-            with pytest.raises(HttpResponseError, match="1 to 260 characters") as refused:
+            with pytest.raises(HttpResponseError, match="1 to 260 of A-Z") as refused:
                 await client.create_queue("a$b")
             assert refused.value.status_code == 400
             with pytest.raises(HttpResponseError, match="has no QueueDescription"):

@@ -113,10 +113,13 @@ def test_queues_come_from_the_configuration_of_microsofts_emulator(tmp_path: Pat
     [
         (("--port", "99999"), "0<=x<=65535"),
         (("--port", "0", "--queues", "a$b"), "the queue's name is 'a$b'"),
+        (("--port", "0", "--queues", "two words"), "the queue's name is 'two words'"),
         (("--port", "0", "--queues", "a", "--session-queues", "A"), "named more than once"),
-        (("--port", "0", "--lock-duration", "-1"), "-1.0 is not in the range x>0"),
+        (("--port", "0", "--lock-duration", "-1"), "-1.0 is not in the range 0<x<=300"),
         (("--port", "0", "--key", ""), "--key is empty"),
-        (("--port", "0", "--config", __file__), "no Config.json of Microsoft's emulator"),
+        (("--port", "0", "--lock-duration", "301"), "301.0 is not in the range 0<x<=300"),
+        (("--port", "0", "--config", __file__), f"--config {__file__}: the file is no Config.json"),
+        (("--port", "0", "--config", sys.executable), "can't decode"),
         (("--port", "0", "--config", "absent.json"), "absent.json"),
     ],
 )
@@ -137,3 +140,22 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
     assert f"port {port} of 127.0.0.1 cannot be had" in ended.stderr
     assert "choose another --port" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("package", ["proton", "wsproto"])
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [
+        ("from queue_runtime.cli import main; sys.argv[1:] = ['emulator', 'azure']; main()", 2),
+        ("runpy.run_module('queue_runtime.testing.servicebus', run_name='__main__')", 1),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra(package: str, start: str, code: int) -> None:
+    program = f"import runpy, sys; sys.modules[{package!r}] = None; {start}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    expected = (
+        f'error: the emulator needs {package}: pip install "queue-runtime[servicebus-emulator]"\n'
+    )
+    assert (ended.returncode, ended.stderr) == (code, expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -55,11 +54,11 @@ Examples:
 )
 @click.option(
     "--lock-duration",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, max=300, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long locks last, in the queues named here.",
+    help="How long locks last, in the queues named here; on Azure at least 5.",
 )
 @click.option(
     "--config",
@@ -83,10 +82,6 @@ def azure(
     tls: bool,
 ) -> None:
     """Run an emulator of Azure Service Bus."""
-    if find_spec("proton") is None:
-        raise ConfigurationError(
-            'the emulator needs python-qpid-proton: pip install "queue-runtime[servicebus-emulator]"'
-        )
     if key == "":
         raise ValidationError("--key is empty: leave it out for a random key")
     from queue_runtime.testing.servicebus import (
@@ -97,7 +92,12 @@ def azure(
         queues_of,
     )
 
-    settings = {} if config is None else dict(queues_of(config.read_text(encoding="utf-8")))
+    settings: dict[str, QueueSettings] = {}
+    if config is not None:
+        try:
+            settings |= queues_of(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise ValidationError(f"--config {config}: {error}") from error
     for requires_session, names in ((False, queues), (True, session_queues)):
         for name in names:
             if name.lower() in map(str.lower, settings):
@@ -114,6 +114,8 @@ def azure(
                 running = await stack.enter_async_context(
                     open_emulator(settings, port=port, policy=policy, certificate=certificate)
                 )
+            except ImportError as error:
+                raise ConfigurationError(str(error)) from error
             except OSError as error:
                 raise ConfigurationError(
                     f"port {port} of 127.0.0.1 cannot be had ({error.strerror}): "
@@ -131,8 +133,9 @@ def azure(
             ]
             click.echo(
                 f"queues at {running.endpoint}: {', '.join(named) or 'none yet'}\n"
-                "in another terminal: export QUEUE_URL='the second line'; for queues without sessions, with "
-                "&sessions=false behind it\nCtrl-C ends it",
+                "in another terminal: export QUEUE_URL='the second line'\n"
+                "for queues without sessions, append &sessions=false to it\n"
+                "Ctrl-C ends it",
                 err=True,
             )
             await anext(terminated)

@@ -92,5 +92,5 @@ async def _wait_for_the_end(*, until_stdin_ends: bool) -> None:
 if __name__ == "__main__":
     try:
         trio.run(_main, _arguments())
-    except* (ValidationError, OSError) as problems:
+    except* (ImportError, ValidationError, OSError) as problems:
         sys.exit(f"error: {problems.exceptions[0]}")

@@ -281,11 +281,16 @@ async def open_emulator(
             connections to a namespace.
 
     Raises:
-        ImportError: python-qpid-proton is missing.
+        ImportError: A package of the extra ``servicebus-emulator`` is missing.
         OSError: The port cannot be had.
         ValidationError: A queue's name is not possible, or the port no port.
     """
-    from .server import Server
+    try:
+        from .server import Server
+    except ImportError as error:
+        raise ImportError(
+            f'the emulator needs {error.name}: pip install "queue-runtime[servicebus-emulator]"'
+        ) from error
 
     if not 0 <= port <= _LAST_PORT:
         raise ValidationError(f"port is {port!r}: expected a whole number from 0 to {_LAST_PORT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, final
@@ -15,8 +16,8 @@ from .timers import Timers
 __all__ = ["Namespace"]
 
 _DEAD_LETTERS: Final = "/$deadletterqueue"
-_MAX_NAME: Final = 260
-"""Characters of a queue's path, a limit of Service Bus."""
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
+"""A queue's path: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules"""
 
 
 @final
@@ -41,10 +42,10 @@ class Namespace:
             ValidationError: The name is taken or none that a queue can have.
         """
         key = name.lower()
-        if not 0 < len(name) <= _MAX_NAME or "$" in name or name != name.strip("/"):
+        if not _NAME.fullmatch(name):
             raise ValidationError(
-                f"the queue's name is {name!r}: expected 1 to {_MAX_NAME} characters without $,"
-                " not beginning or ending with /"
+                f"the queue's name is {name!r}: expected 1 to 260 of A-Z a-z 0-9 . _ / -, "
+                "of which a letter or a digit is first and last"
             )
         if key in self._queues:
             raise ValidationError(f"the queue {name!r} exists already: choose another name")
