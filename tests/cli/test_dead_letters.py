@@ -95,8 +95,9 @@ def test_show_what_is_not_there(dead: Cli) -> None:
     assert dead.on_queue("dlq", "show", "99999").exit_code == 3
 
 
-def test_export_to_stdout(dead: Cli) -> None:
-    result = dead.on_queue("dlq", "export", "--json")
+@pytest.mark.parametrize("to", [(), ("--output", "-")])
+def test_export_to_stdout(dead: Cli, to: tuple[str, ...]) -> None:
+    result = dead.on_queue("dlq", "export", "--json", *to)
     exported = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["body"] for line in exported] == ["body-0", "body-1", "body-2", "body-3", "/w=="]
     assert exported[4]["body_encoding"] == "base64"

@@ -244,7 +244,9 @@ Example:
 )
 @shared_options
 @_filter_options
-@click.option("--output", metavar="FILE", help="Write here, readable only by you; default: stdout.")
+@click.option(
+    "--output", metavar="FILE", help="Write here, readable only by you; default, and -: stdout."
+)
 def export(*, settings: Settings, which: _Filter, output: str | None) -> None:
     """Write dead letters as JSON lines, bodies included; they stay where they are."""
     with _destination(output) as stream:
@@ -257,7 +259,7 @@ def export(*, settings: Settings, which: _Filter, output: str | None) -> None:
 
 @contextmanager
 def _destination(name: str | None) -> Iterator[TextIO]:
-    if name is None:
+    if name is None or name == "-":
         yield sys.stdout
         return
     try:
