@@ -134,7 +134,10 @@ def test_urls(url: str, expected: AzureConfig) -> None:
         ("azure://orders/$jobs", "queue is '$jobs'"),
         ("azure://orders?tenant_id=a/b", "tenant_id is 'a/b': expected a directory's id"),
         ("azure://orders?client_id=me", "client_id is 'me': expected an id such as"),
-        (f"azure://orders?client_secret={CANARY}", "tenant_id is missing: auth is client_secret"),
+        (
+            f"azure://orders?client_secret={CANARY}",
+            "tenant_id is missing: auth is client_secret, which needs client_id too",
+        ),
         (
             f"azure://orders?tenant_id=t&client_secret={CANARY}",
             "client_id is missing: auth is client_secret",
@@ -452,6 +455,9 @@ ENDPOINT = "Endpoint must be sb://<namespace>"
         (WHOLE.replace(HOST, "or_ders"), [ENDPOINT]),
         (WHOLE.replace(f"sb://{HOST}/", ""), ["Endpoint is empty"]),
         (WHOLE.replace(HOST, f"{HOST}:5671"), ["Endpoint has a port, which only an emulator's"]),
+        (WHOLE.replace(HOST, "127.0.0.1:99999"), [ENDPOINT, "an emulator's sb://127.0.0.1:<port>"]),
+        (f'"{WHOLE}"', ["it is in quotation marks: remove them"]),
+        (f"'{WHOLE};UseDevelopmentEmulator=yes'", ["in quotation marks", "must be true or false"]),
         (WHOLE.replace(KEY, ""), ["SharedAccessKey is empty"]),
         (f"{WHOLE};SharedAccessKey={CANARY}2", ["SharedAccessKey is given more than once"]),
         (

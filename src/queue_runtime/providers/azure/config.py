@@ -268,12 +268,14 @@ class AzureConfig:
             "connection_string": ("connection_string",),
             "client_secret": ("tenant_id", "client_id", "client_secret"),
         }.get(self.auth, ())
-        for name in needed:
-            if getattr(self, name) is None:
-                raise ValidationError(f"{name} is missing: auth is {self.auth}")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            more = f", which needs {' and '.join(missing[1:])} too" if missing[1:] else ""
+            raise ValidationError(f"{missing[0]} is missing: auth is {self.auth}{more}")
         if self.namespace is None:
             raise ValidationError(
-                "namespace is missing: write azure://namespace/queue, or give a connection_string"
+                "namespace is missing: write azure://namespace/queue, give a connection_string, or set "
+                "AZURE_SERVICEBUS_CONNECTION_STRING, which the command line and load_config read"
             )
 
     def _check_administration(self) -> None:

@@ -28,6 +28,8 @@ _PARTS: Final = {
 _IGNORED_PARTS: Final = {"transporttype", "operationtimeout", "runtimeport", "managementport"}
 """What older SDKs for .NET read; nothing here depends on them."""
 
+_QUOTES: Final = ("'", '"')
+
 LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 """One part of a host's name."""
 
@@ -101,7 +103,12 @@ def parse_connection_string(text: str) -> ConnectionString:
 def _split(text: str) -> tuple[dict[str, str], list[str]]:
     parts: dict[str, str] = {}
     problems: list[str] = []
-    for number, pair in enumerate(filter(None, text.strip().split(";")), 1):
+    text = text.strip()
+    if text[:1] in _QUOTES or text[-1:] in _QUOTES:
+        # As Docker leaves them when it reads an env file; no part has any at its ends.
+        problems.append("it is in quotation marks: remove them")
+        text = text.strip("".join(_QUOTES))
+    for number, pair in enumerate(filter(None, text.split(";")), 1):
         given, equals, value = pair.partition("=")
         given = given.strip()
         name = _PARTS.get(given.lower())
@@ -136,7 +143,10 @@ def _endpoint(value: str | None, problems: list[str]) -> tuple[str, int | None] 
     extra = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
     if parts.scheme != "sb" or extra or not (HOST.fullmatch(host) or host == "::1"):
         if value:  # an empty one was named already
-            problems.append("Endpoint must be sb://<namespace>.servicebus.windows.net/")
+            problems.append(
+                "Endpoint must be sb://<namespace>.servicebus.windows.net/, "
+                "or an emulator's sb://127.0.0.1:<port>"
+            )
         return None
     return f"[{host}]" if ":" in host else host.lower(), port
 

@@ -133,7 +133,8 @@ BROKEN: Final = Row(ConnectionFailed, "try again on a new connection")
 TROUBLE: Final = Row(ConnectionFailed, "Service Bus is in trouble; try again")
 UNREACHABLE: Final = Row(
     ConnectionFailed,
-    "check the namespace's name, the network and, if set, custom_endpoint or administration_endpoint; try again",
+    "check the namespace's name, or that the emulator is running, the network and, if set, custom_endpoint or "
+    "administration_endpoint; try again",
 )
 CERTIFICATE: Final = Row(
     ConfigurationError,
