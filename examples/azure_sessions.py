@@ -1,10 +1,12 @@
 """Sessions with state on Azure Service Bus: every cart is a session, and its content is the session's state.
 
 Run it with ``python examples/azure_sessions.py``. Without arguments it starts an emulator on a free port of this
-machine (``pip install "queue-runtime[servicebus-emulator]"``). Against a namespace, name it, and a queue that was
+machine (``pip install "queue-runtime[servicebus-emulator]"``). To use a namespace, name it, and a queue that was
 created with sessions::
 
     python examples/azure_sessions.py azure://shop-dev carts
+
+``azure://`` alone takes the connection string of ``AZURE_SERVICEBUS_CONNECTION_STRING``.
 """
 
 import json
@@ -27,6 +29,7 @@ from queue_runtime import (
     Session,
     SessionHandler,
     SupervisorConfig,
+    load_config,
     open_client,
     open_supervisor,
 )
@@ -72,14 +75,18 @@ class Cart(SessionHandler):
 
 async def shop(url: str, queue: str, changes: list[tuple[str, str, int]]) -> None:
     """One run of a process: it sends what customers do, and handles it."""
-    async with open_client(url) as client:
+    # With what the environment says: a connection string, an application's secret.
+    config = load_config(overrides={"provider": url})
+    async with open_client(config.provider_source(), config=config.client) as client:
         for cart, item, count in changes:
             message = Message.json({"item": item, "count": count}, session_id=cart)
             await client.send(queue, message)
         send, done = trio.open_memory_channel[str](math.inf)
         # Tried again in place, with the session kept locked.
-        config = SupervisorConfig(retry=RetryPolicy.fixed(0.2))
-        async with open_supervisor(client, queue, lambda: Cart(send), config=config) as supervisor:
+        retrying = SupervisorConfig(retry=RetryPolicy.fixed(0.2))
+        async with open_supervisor(
+            client, queue, lambda: Cart(send), config=retrying
+        ) as supervisor:
             # supervisor.wait_empty() would do, where the identity may read the queue's statistics.
             for _ in changes:
                 await done.receive()
@@ -124,9 +131,11 @@ async def emulator(queue: str) -> AsyncIterator[str]:
 
 
 async def run() -> None:
-    if len(sys.argv) > 2:
+    if len(sys.argv) == 3:
         await main(sys.argv[1], sys.argv[2])
         return
+    if len(sys.argv) != 1:
+        sys.exit("usage: python examples/azure_sessions.py [URL QUEUE]")
     if find_spec("proton") is None or find_spec("azure.servicebus") is None:
         sys.exit('the emulator is missing: pip install "queue-runtime[servicebus-emulator]"')
     async with emulator("carts") as url:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,10 @@ def test_azure_sessions(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
         "{'nails': 500, 'saw': 1, 'glue': 1}",
     ]
     assert [line for line in lines if line.endswith("changes")] == ["4 changes", "2 changes"]
+
+
+def test_a_lone_argument_is_not_ignored(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "azure_sessions.py"), "azure://shop-dev"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "usage: python examples/azure_sessions.py [URL QUEUE]\n"
