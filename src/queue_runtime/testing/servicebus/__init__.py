@@ -6,7 +6,7 @@ In a trio program, or with :func:`emulator_in_thread` in any other::
         client = ServiceBusClient.from_connection_string(emulator.connection_string)
         emulator.faults.detach(queue="orders")
 
-From the command line: ``python -m queue_runtime.testing.servicebus --port 5672 --queues a --session-queues b``.
+From the command line: ``queue-runtime emulator azure --queues a --session-queues b``.
 Needs python-qpid-proton and wsproto, of the extra ``servicebus-emulator``, as soon as it is started; TLS needs
 cryptography.
 
@@ -34,9 +34,8 @@ Where it may differ from Azure
     counts (an expired lock, abandoning and deferring count, releasing and closing a session receiver do not);
     locks after a connection is lost (a session is free at once unless its queue's settings say otherwise, a
     message stays locked for its time); what is fetched for credit that is taken back (nothing, unless they say
-    so too); settling
-    several by token (all or none); what a duplicate's sequence number is (its original's); dead-lettering a
-    dead letter (refused); the times things take.
+    so too); settling several by token (all or none); what a duplicate's sequence number is (its original's);
+    dead-lettering a dead letter (refused); the times things take.
 
 How it is built, from the bottom:
 

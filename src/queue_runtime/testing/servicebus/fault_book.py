@@ -18,7 +18,7 @@ class Operation(enum.Enum):
     """What clients ask for, and faults can be about."""
 
     ATTACH = "attach"
-    """Opening a link to a queue: a sender, a receiver, a session receiver, the management node."""
+    """Opening a link to a queue, by a sender, a receiver, a session receiver or for the management node."""
 
     SEND = "send"
     """A transfer to a queue."""
@@ -106,7 +106,7 @@ class Fault:
 
     @property
     def refusal(self) -> Refused | None:
-        """What is answered; ``None``: nothing is."""
+        """What is answered, or ``None`` where nothing is."""
         return self._refusal
 
 
