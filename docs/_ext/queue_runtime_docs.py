@@ -42,7 +42,7 @@ def default(field: "attrs.Attribute[Any]") -> str:
         return "required"
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]  # a class at run time
         if value.takes_self:
-            return "see there"
+            return "see right"
         value = value.factory()
         if value == {}:
             return "empty"
