@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import trio
+from azure.servicebus import ServiceBusMessage
+from azure.servicebus.amqp import AmqpAnnotatedMessage
 
-from queue_runtime import OperationTimeout, SettlementAction
+from queue_runtime import OperationTimeout, SettlementAction, ValidationError
 from queue_runtime.abc import DeadLetters, ReceiverOptions
+from queue_runtime.providers.envelope import ENVELOPE
 
 from .emulator_process import EmulatorProcess
 from .linked import SOON, Link, linked, receive_all, settlements
+from .test_bad_input import foreign_send
 
 OPTIONS = {"operation_timeout": 10.0, "connect_timeout": 10.0}
 CALL = 500
@@ -107,3 +111,36 @@ async def test_a_message_that_fails_again_at_once_is_redriven_once(
             nursery.cancel_scope.cancel()
         await receiver.aclose()
         link.assert_empty(dead=10)
+
+
+async def test_a_letter_that_cannot_be_sent_back_holds_up_no_other(
+    emulator: EmulatorProcess,
+) -> None:
+    """What a foreign sender writes may be larger in our words, or have an envelope that is none."""
+    async with linked(emulator, sessions=False, options=OPTIONS) as link:
+        await foreign_send(
+            emulator,
+            str(link.queue),
+            [
+                ServiceBusMessage(b"first"),
+                AmqpAnnotatedMessage(value_body={"a": "\x01" * 60_000}),
+                ServiceBusMessage(b"x", application_properties={ENVELOPE: "ü" * 15_000}),
+                ServiceBusMessage(b"last"),
+            ],
+        )
+        receiver = await link.receiver()
+        deliveries = await receive_all(receiver, 3)  # the fourth becomes a dead letter by itself
+        answers = await receiver.settle(settlements(deliveries, SettlementAction.DEAD_LETTER))
+        assert answers == [None] * 3
+        await receiver.aclose()
+        letters = await link.provider.open_dead_letters(link.queue)
+        with pytest.raises(ValidationError) as caught:
+            await letters.redrive()
+        stuck = {each.sequence_number for each in await letters.peek(10)}
+        assert len(stuck) == 2
+        for number in stuck:
+            assert str(number) in str(caught.value)
+        assert "2 were" in str(caught.value)
+        found = await link.provider.peek(link.queue, 10)
+        assert {each.message.body for each in found} == {b"first", b"last"}
+        assert await letters.purge(stuck) == 2

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, final
 
 import attrs
 
 from queue_runtime.abc import DeadLetters
+from queue_runtime.errors import MessageTooLarge, QueueError, ValidationError
 from queue_runtime.messages import Message, PeekedMessage
 
 from ..asyncio_bridge import AsyncioBridge
@@ -22,7 +23,7 @@ from .codec import Received, decode, encode
 from .entries import Entry
 from .ids import with_lone_session
 from .inlet import Arrival
-from .sender import Exit
+from .sender import Exit, Outgoing
 
 __all__ = ["AzureDeadLetters", "Graveyard"]
 
@@ -31,6 +32,9 @@ _MOST: Final = 2_000
 
 _CHUNK: Final = 100
 """Dead letters sent back before they are deleted: what a failure in between leaves twice."""
+
+_TOLD: Final = 10
+"""Numbers of dead letters that an error names."""
 
 
 @final
@@ -66,7 +70,13 @@ class Graveyard:
         return [peeked(received, dead=True) for received in found]
 
     async def redrive(self, numbers: Collection[int] | None) -> int:
-        """Send them back, confirmed, in each session's order; then delete them here. Return how many."""
+        """Send them back, confirmed, in each session's order; then delete them here. Return how many.
+
+        Raises:
+            ValidationError: Some cannot be sent: what a foreign sender wrote may be larger as we have to write it.
+                The others were moved.
+            QueueError: A call failed; calling again goes on.
+        """
         async with self._turn:
             try:
                 return await self._act(numbers, redrives=True)
@@ -82,8 +92,9 @@ class Graveyard:
         if numbers is not None and not numbers:
             return 0
         done = 0
+        stuck: dict[int, QueueError] = {}
         last = await self._last() if numbers is None else max(numbers)
-        while there := await self._numbers(numbers, last):
+        while there := await self._numbers(numbers, last, stuck):
             catch = Catch(self._api, self._graves)
             await catch.open()
             held: dict[int, _Letter] = {}
@@ -95,7 +106,7 @@ class Graveyard:
                 for start in range(0, len(chosen), _CHUNK):
                     chunk = chosen[start : start + _CHUNK]
                     if redrives:
-                        await self._send_back(chunk)
+                        chunk = await self._send_back(chunk, stuck)
                     await catch.complete([letter.arrival for letter in chunk])
                     finished.update(letter.received.sequence_number for letter in chunk)
             finally:
@@ -104,6 +115,8 @@ class Graveyard:
             done += len(finished)
             if not finished:
                 break
+        if stuck:
+            raise _told(stuck, done) from next(iter(stuck.values()))
         return done
 
     async def _last(self) -> int:
@@ -116,7 +129,9 @@ class Graveyard:
             if len(page) < _MOST:
                 return last
 
-    async def _numbers(self, wanted: Collection[int] | None, last: int) -> set[int]:
+    async def _numbers(
+        self, wanted: Collection[int] | None, last: int, stuck: Collection[int]
+    ) -> set[int]:
         """Those of ``wanted`` up to ``last`` that are there; about as many as are held at a time, at most."""
         there: set[int] = set()
         after = 0
@@ -127,6 +142,7 @@ class Graveyard:
             after = page[-1].sequence_number
             numbers = {each.sequence_number for each in page if each.sequence_number <= last}
             there |= numbers if wanted is None else numbers.intersection(wanted)
+            there.difference_update(stuck)
         return there
 
     async def _collect(self, catch: Catch, there: set[int], held: dict[int, _Letter]) -> None:
@@ -143,12 +159,24 @@ class Graveyard:
         enough_and_more: Callable[[Sequence[Arrival]], bool] = enough
         enough(await catch.take(enough_and_more, 5 * _MOST))
 
-    async def _send_back(self, letters: Sequence[_Letter]) -> None:
+    async def _send_back(
+        self, letters: Sequence[_Letter], stuck: dict[int, QueueError]
+    ) -> list[_Letter]:
+        """Send those that can be sent, and return them; why others cannot becomes known to ``stuck``."""
         limit = await self._exit.limit()
-        entries = [self._entry(letter.received, limit) for letter in letters]
-        for error in await self._exit.send(await self._exit.prepare(entries)):
-            if error is not None:
-                raise error
+        good: list[_Letter] = []
+        ready: list[Outgoing] = []
+        for letter in letters:
+            try:
+                ready += await self._exit.prepare([self._entry(letter.received, limit)])
+            except (MessageTooLarge, ValidationError) as error:
+                stuck[letter.received.sequence_number] = error
+            else:
+                good.append(letter)
+        for answer in await self._exit.send(ready):
+            if answer is not None:
+                raise answer
+        return good
 
     def _entry(self, received: Received, limit: int) -> Entry:
         token = digest("redrive", self._graves, str(received.sequence_number))
@@ -167,6 +195,15 @@ class Graveyard:
             max_bytes=limit,
         )
         return with_lone_session(entry, token) if self._api.config.sessions else entry
+
+
+def _told(stuck: Mapping[int, QueueError], done: int) -> ValidationError:
+    numbers = ", ".join(map(str, list(stuck)[:_TOLD]))
+    more = "" if len(stuck) <= _TOLD else f" and {len(stuck) - _TOLD} more"
+    return ValidationError(
+        f"{len(stuck)} dead letters cannot be sent back and stay: number {numbers}{more}; {done} were. "
+        f"The first: {next(iter(stuck.values()))}"
+    )
 
 
 def _now(message: Message) -> Message:
