@@ -468,6 +468,14 @@ ENDPOINT = "Endpoint must be sb://<namespace>"
             f"Endpoint=sb://{HOST};SharedAccessSignature=sig={CANARY}",
             ["SharedAccessSignature must be 'SharedAccessSignature sr=…&sig=…&se=…&skn=…'"],
         ),
+        (
+            f"Endpoint=sb://{HOST};SharedAccessSignature={SIGNATURE.replace('se=', 'nose=')}",
+            ["SharedAccessSignature must be 'SharedAccessSignature sr=…&sig=…&se=…&skn=…'"],
+        ),
+        (
+            f"Endpoint=sb://{HOST};SharedAccessSignature={SIGNATURE.replace('se=', 'se=soon')}",
+            ["SharedAccessSignature has an se that is no whole number of seconds"],
+        ),
         (f"{WHOLE};EntityPath=-{CANARY}", ["EntityPath is no name that a queue can have"]),
         (f"{WHOLE};EntityPath=", ["EntityPath is empty"]),
         (f"{WHOLE};UseDevelopmentEmulator=True", ["UseDevelopmentEmulator must be true or false"]),

@@ -36,6 +36,9 @@ LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST: Final = re.compile(rf"(?=.{{1,253}}$){LABEL}(?:\.{LABEL})*")
 """A host's name."""
 
+_SECONDS: Final = re.compile(r"[0-9]{1,11}")
+"""When a signature expires, since 1970."""
+
 QUEUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?")
 """A name that a queue can have."""
 
@@ -165,10 +168,13 @@ def _check_credentials(parts: dict[str, str], problems: list[str]) -> None:
     elif not key and not signature:
         problems.append("SharedAccessKeyName and SharedAccessKey are missing")
     token = parts.get("SharedAccessSignature", "")
-    if token and not (
-        token.startswith("SharedAccessSignature ")
-        and all(f"{field}=" in token for field in ("sr", "sig", "se"))
-    ):
+    if not token:
+        return
+    kind, _, rest = token.partition(" ")
+    fields = dict(pair.partition("=")[::2] for pair in rest.split("&"))
+    if kind != "SharedAccessSignature" or not all(map(fields.get, ("sr", "sig", "se"))):
         problems.append(
             "SharedAccessSignature must be 'SharedAccessSignature sr=…&sig=…&se=…&skn=…'"
         )
+    elif not _SECONDS.fullmatch(fields["se"]):
+        problems.append("SharedAccessSignature has an se that is no whole number of seconds")
