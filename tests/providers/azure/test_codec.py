@@ -423,6 +423,31 @@ def test_foreign_properties() -> None:
     assert received.malformed is None
 
 
+def test_foreign_properties_do_not_take_the_place_of_each_other() -> None:
+    """Shown, their names may be the same."""
+    given = {"a\nb": "1", "a\\nb": "2", "a\\nb#2": "3", "": "4", "_": "5"}
+    long = {"x" * 300: "6", "x" * 301: "7"}
+    headers = dict(foreign(data=[b""], application_properties=given | long).message.headers)
+    assert headers.pop("a\\nb") == "2"
+    assert headers.pop("a\\nb#2") == "3"
+    assert headers.pop("_") == "5"
+    assert sorted(headers.values()) == ["1", "4", "6", "7"]
+
+
+def test_a_description_alone_is_a_header() -> None:
+    """With a reason it tells of a dead letter, wherever it is; see below."""
+    properties = {"DeadLetterErrorDescription": "why"}
+    received = foreign(data=[b""], application_properties=properties)
+    assert dict(received.message.headers) == properties
+    assert received.dead_letter is None
+    again = through(encode(received.message, TOKEN))
+    assert dict(again.message.headers) == properties
+    in_grave = foreign(data=[b""], application_properties=properties, dead=True)
+    assert not in_grave.message.headers
+    assert in_grave.dead_letter is not None
+    assert in_grave.dead_letter.description == "why"
+
+
 def test_foreign_fields() -> None:
     received = foreign(
         data=[b""],

@@ -58,7 +58,7 @@ from .entries import NATIVE_HEADERS, SCHEDULED, Entry, header_size, wire_size
 from .foreign import (
     BODY_HEADER,
     body_of,
-    header_name,
+    headers_of,
     optional_text,
     packed_headers,
     text_of,
@@ -282,7 +282,9 @@ def decode(
     envelope = optional_text(properties.pop(ENVELOPE, None))
     problems: list[str] = []
     fields = open_envelope(envelope, problems)
-    headers = {header_name(name): text_of(value) for name, value in properties.items()}
+    headers = headers_of(properties)
+    if words[0] is None and words[1] is not None and not dead:
+        headers[_DESCRIPTION] = text_of(words[1])  # alone it is about no dead letter
     for field, name in _FOREIGN_FIELDS.items():
         value = getattr(given, field, None)
         if value is not None:

@@ -16,6 +16,7 @@ __all__ = [
     "BODY_HEADER",
     "body_of",
     "header_name",
+    "headers_of",
     "json_of",
     "optional_text",
     "packed_headers",
@@ -78,6 +79,25 @@ def header_name(name: str) -> str:
     except ValidationError:
         return escape(name) or "_"
     return name
+
+
+def headers_of(properties: Mapping[str, object]) -> dict[str, str]:
+    """Properties as headers. Those whose names no header can have come last, and none in the place of another."""
+    headers: dict[str, str] = {}
+    others: list[tuple[str, object]] = []
+    for given, value in properties.items():
+        name = header_name(given)
+        if name == given:
+            headers[name] = text_of(value)
+        else:
+            others.append((name, value))
+    for name, value in others:
+        free, number = name, 2
+        while free in headers:
+            mark = f"#{number}"
+            free, number = name[: 256 - len(mark)] + mark, number + 1
+        headers[free] = text_of(value)
+    return headers
 
 
 def packed_headers(fields: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
