@@ -270,6 +270,8 @@ async def test_a_send_without_an_answer_stores_each_message_once(
         with trio.fail_after(PATIENCE + SLACK), pytest.raises(OperationTimeout):
             await sender.send(messages)
         assert link.counts()["active"] == 10
+        with pytest.raises(MessageTooLarge):  # they are no more certain for what is beside them
+            await sender.send([*messages, Message(b"x" * 300_000)])
         assert [result.error for result in await sender.send(messages)] == [None] * 10
         assert link.counts()["active"] == 10
 

@@ -34,6 +34,10 @@ class DoubtfulTokens:
         self._prefix = secrets.token_hex(12)
         self._numbers = count(1)
 
+    def __contains__(self, message: Message) -> bool:
+        """Whether :meth:`token` may give one of an earlier try."""
+        return id(message) in self._tokens
+
     def token(self, message: Message) -> str:
         """The token of an earlier try of this object, or a new one."""
         if self._tokens:

@@ -313,10 +313,17 @@ class AzureSender(Sender):
         await trio.lowlevel.checkpoint_if_cancelled()
         if len(messages) > MAX_BATCH:
             raise BatchTooLarge(len(messages), MAX_BATCH)
+        doubtful = [message in self._doubtful for message in messages]
         tokens = [self._doubtful.token(message) for message in messages]
-        entries = [
-            self._entry(message, token) for message, token in zip(messages, tokens, strict=True)
-        ]
+        try:
+            entries = [
+                self._entry(message, token) for message, token in zip(messages, tokens, strict=True)
+            ]
+        except QueueError:  # one is refused, and those beside it are as doubtful as before
+            for message, token, was in zip(messages, tokens, doubtful, strict=True):
+                if was:
+                    self._doubtful.remember(message, token)
+            raise
         if not messages:
             await trio.lowlevel.checkpoint()
             return []
