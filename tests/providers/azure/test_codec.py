@@ -26,6 +26,7 @@ from queue_runtime.messages import DeadLetterInfo, Message, MessageId, SessionId
 from queue_runtime.providers.azure.broker_letters import MAX_WORDS, dead_letter_words
 from queue_runtime.providers.azure.codec import (
     MAX_HEADER_BYTES,
+    MAX_PROPERTY_BYTES,
     MAX_TIME_TO_LIVE,
     Received,
     decode,
@@ -278,10 +279,33 @@ def test_a_scheduled_message_is_never_early() -> None:
 
 
 def test_too_much_in_headers() -> None:
-    fits = MAX_HEADER_BYTES - 200
-    assert encode(Message(b"", headers={"a": "x" * fits}), TOKEN)
+    half = MAX_HEADER_BYTES // 2
+    assert encode(Message(b"", headers={"a": "x" * half, "b": "x" * (half - 200)}), TOKEN)
     with pytest.raises(ValidationError, match=r"the headers and ids take 6\d{4} bytes"):
-        encode(Message(b"", headers={"a": "x" * MAX_HEADER_BYTES}), TOKEN)
+        encode(Message(b"", headers={"a": "x" * half, "b": "x" * half}), TOKEN)
+
+
+@pytest.mark.parametrize("name", ["größe", "amqp-subject", "DeadLetterReason"])
+def test_too_much_in_one_header(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"the header .* takes 32\d{3} bytes"):
+        encode(Message(b"", headers={name: "x" * (MAX_PROPERTY_BYTES + 1)}), TOKEN)
+    around = 100 if name == "DeadLetterReason" else 0  # it travels with others
+    message = Message(b"", headers={name: "x" * (MAX_PROPERTY_BYTES - around)})
+    assert through(encode(message, TOKEN)).message == message
+    if not around:
+        with pytest.raises(ValidationError, match=r"the header .* takes 32769 bytes"):
+            encode(Message(b"", headers={name: "x" + "ü" * (MAX_PROPERTY_BYTES // 2)}), TOKEN)
+
+
+def test_what_is_carried_is_no_larger_than_one_header_may_be() -> None:
+    """In JSON some characters take twelve bytes."""
+    info = attrs.evolve(INFO, reason="😀" * 1_000, description="😀" * MAX_DESCRIPTION)
+    entry = encode(Message(b""), TOKEN, extras=attrs.evolve(EXTRAS, dead_letter=info))
+    assert len(entry["application_properties"][ENVELOPE]) <= MAX_PROPERTY_BYTES
+    kept = through(entry).dead_letter
+    assert kept is not None
+    assert kept.reason == info.reason
+    assert info.description.startswith(kept.description)
 
 
 # --- sizes ---------------------------------------------------------------------------------------------
@@ -333,7 +357,7 @@ def test_what_is_carried_beside_a_message_makes_it_no_larger_than_allowed(room: 
 
 @pytest.mark.parametrize("length", [MAX_DESCRIPTION, 3 * MAX_DESCRIPTION])
 def test_what_is_carried_leaves_room_for_large_headers(length: int) -> None:
-    message = Message(b"", headers={"a": "x" * (MAX_HEADER_BYTES - 1_000)})
+    message = Message(b"", headers=dict.fromkeys("ab", "x" * (MAX_HEADER_BYTES // 2 - 500)))
     info = attrs.evolve(INFO, description="y" * length)
     received = through(encode(message, TOKEN, extras=attrs.evolve(EXTRAS, dead_letter=info)))
     assert received.message == message

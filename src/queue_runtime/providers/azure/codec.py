@@ -35,6 +35,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
 
+from queue_runtime.config.structuring import shown
 from queue_runtime.errors import ValidationError
 from queue_runtime.messages import Message, MessageId, SessionId
 from queue_runtime.text import escape
@@ -68,6 +69,7 @@ from .ids import MARKED, MAX_ID, decode_id, encode_id, fitting, is_lone
 
 __all__ = [
     "MAX_HEADER_BYTES",
+    "MAX_PROPERTY_BYTES",
     "MAX_TIME_TO_LIVE",
     "Received",
     "State",
@@ -81,6 +83,9 @@ MAX_HEADER_BYTES: Final = 65_536
 
 https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas
 """
+
+MAX_PROPERTY_BYTES: Final = 32_768
+"""Bytes of one header, by the same source."""
 
 MAX_TIME_TO_LIVE: Final = 4_294_967
 """Longest time to live, in whole seconds: AMQP counts milliseconds in 32 bits."""
@@ -135,7 +140,8 @@ def encode(
 
     Raises:
         ValidationError: A time to live that is no number of whole seconds up to :data:`MAX_TIME_TO_LIVE` (rounded
-            up for a message that was in a queue before), or headers of more than :data:`MAX_HEADER_BYTES`.
+            up for a message that was in a queue before), headers of more than :data:`MAX_HEADER_BYTES`, or one
+            of more than :data:`MAX_PROPERTY_BYTES`.
     """
     entry = _encode(message, token, deduplicates, extras)
     if extras.dead_letter is not None and (excess := _excess(entry, max_bytes)) > 0:
@@ -149,7 +155,20 @@ def encode(
             f"the headers and ids take {size} bytes, Service Bus takes {MAX_HEADER_BYTES}: "
             "put large values into the body"
         )
+    if size > MAX_PROPERTY_BYTES:
+        _check_each(entry)
     return entry
+
+
+def _check_each(entry: Entry) -> None:
+    given = {name: entry[field] for name, field in NATIVE_HEADERS.items() if field in entry}
+    for name, value in {**given, **entry.get("application_properties", {})}.items():
+        size = len(value.encode())
+        if size > MAX_PROPERTY_BYTES:
+            raise ValidationError(
+                f"the header {shown(name)} takes {size} bytes, Service Bus takes {MAX_PROPERTY_BYTES} of each: "
+                "put large values into the body"
+            )
 
 
 def _encode(message: Message, token: str, deduplicates: bool, extras: Extras) -> Entry:
@@ -233,7 +252,8 @@ def _whole_milliseconds(moment: datetime) -> datetime:
 
 
 def _excess(entry: Mapping[str, Any], max_bytes: int | None) -> int:
-    over = header_size(entry) - MAX_HEADER_BYTES
+    envelope = entry.get("application_properties", {}).get(ENVELOPE, "")
+    over = max(header_size(entry) - MAX_HEADER_BYTES, len(envelope) - MAX_PROPERTY_BYTES)
     return over if max_bytes is None else max(over, wire_size(entry) - max_bytes)
 
 
