@@ -113,6 +113,30 @@ async def test_a_message_that_fails_again_at_once_is_redriven_once(
         link.assert_empty(dead=10)
 
 
+async def test_purging_ends_where_others_go_on_sending(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    async with linked(emulator, sessions=sessions, options=OPTIONS) as link:
+        sender = await link.direct.open_sender(link.queue)
+        count = 0
+
+        async def send() -> None:
+            nonlocal count
+            while True:
+                await sender.send(link.work(1, first=count))
+                count += 1
+
+        await link.send(link.work(20, sessions=4))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            with trio.fail_after(SOON):
+                purged = await link.provider.purge(link.queue)
+            nursery.cancel_scope.cancel()
+        assert 20 <= purged <= 20 + count
+        rest = await link.direct.peek(link.queue, 10_000)
+        assert all(each.sequence_number > 20 for each in rest)
+
+
 async def test_a_letter_that_cannot_be_sent_back_holds_up_no_other(
     emulator: EmulatorProcess,
 ) -> None:

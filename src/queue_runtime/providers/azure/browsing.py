@@ -103,6 +103,11 @@ class Catch:
         self._news = asyncio.Event()
         self._error: BaseException | None = None
 
+    @property
+    def session_id(self) -> str | None:
+        """The session that was granted."""
+        return self._inlet.session_id
+
     async def open(self, session: object = None, wait: float = 0.0) -> bool:
         """Attach; ``False`` if there is no session to be had."""
         with mapped("receive", self._entity):
@@ -193,36 +198,57 @@ class Catch:
 
 
 async def purge(api: AzureApi, entity: str) -> int:
-    """Delete every message that waits or is scheduled; how many.
+    """Delete every message that waits or is scheduled; how many. It ends also where others go on sending.
 
     Raises:
         QueueError: The broker refuses, or cannot be reached; some may be deleted.
     """
-    count = await _cancel_scheduled(api, entity)
+    count, last = await _cancel_scheduled(api, entity)
     sessions = api.config.sessions
+    fruitless: set[str | None] = set()
     while True:
         catch = Catch(api, entity)
         if not await catch.open(ANY_SESSION if sessions else None, _NEXT_SESSION):
             return count
         try:
-            while arrivals := await catch.take(_never, _AT_ONCE):
-                await catch.complete(arrivals)
-                count += len(arrivals)
+            deleted, old = await _empty(catch, last)
         finally:
             await catch.close()
+        count += deleted
+        if not old and catch.session_id in fruitless:
+            return count
+        if not old:
+            fruitless.add(catch.session_id)
         if not sessions:
             return count
 
 
-def _never(_: Sequence[Arrival]) -> bool:
-    return False
+async def _empty(catch: Catch, last: int) -> tuple[int, int]:
+    """Delete messages until none comes, or one with a number above ``last``; how many, and how many of the others."""
+    count = old = 0
+    is_over = False
+
+    def newer(arrivals: Sequence[Arrival]) -> bool:
+        return any(_number(arrival) > last for arrival in arrivals[-1:])
+
+    while not is_over and (arrivals := await catch.take(newer, _AT_ONCE)):
+        await catch.complete(arrivals)
+        count += len(arrivals)
+        old += sum(_number(arrival) <= last for arrival in arrivals)
+        is_over = newer(arrivals)
+    return count, old
 
 
-async def _cancel_scheduled(api: AzureApi, entity: str) -> int:
+def _number(arrival: Arrival) -> int:
+    return decode(arrival.message).sequence_number
+
+
+async def _cancel_scheduled(api: AzureApi, entity: str) -> tuple[int, int]:
+    """How many there were, and the highest number in the queue."""
     out = Exit(api, entity)
-    count = after = 0
-    while page := await peek(api, entity, _PAGE, after):
-        after = page[-1].sequence_number
+    count = last = 0
+    while page := await peek(api, entity, _PAGE, last):
+        last = page[-1].sequence_number
         scheduled = [each.sequence_number for each in page if each.state == "scheduled"]
         count += sum(await out.cancel(scheduled))
-    return count
+    return count, last
