@@ -126,10 +126,15 @@ _STATUS_TEXT: Final = re.compile(r"status[ -]code: (\d{3})\b", re.IGNORECASE)
 _CREDENTIAL_TEXT: Final = re.compile(
     r"(?<=SharedAccessSignature )\S+"
     r"|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"
-    r"|(?<=\bBearer )\S+"
+    r"|(?<=\bBearer )\s*\S+"
     r"|(?<=\bsig=)[^&\s;]+",
     re.IGNORECASE,
 )
+_JSON_TEXT: Final = re.compile(
+    r"""((["'])\w*(?:secret|token|password|key|signature|assertion)\2\s*:\s*)(["']).*?(?:\3|$)""",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A pair of JSON, or of Python, such as an answer about tokens that somebody quotes."""
 
 
 def from_azure(error: BaseException, call: Call = _NO_CALL) -> QueueError:
@@ -380,4 +385,4 @@ def _clean(text: str) -> str:
 
 
 def _masked(text: str) -> str:
-    return _CREDENTIAL_TEXT.sub(MASK, scrub(text))
+    return _JSON_TEXT.sub(rf"\1{MASK}", _CREDENTIAL_TEXT.sub(MASK, scrub(text)))
