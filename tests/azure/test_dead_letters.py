@@ -9,6 +9,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage
 
 from queue_runtime import OperationTimeout, SettlementAction, ValidationError
 from queue_runtime.abc import DeadLetters, ReceiverOptions
+from queue_runtime.providers.azure import dead_letters
 from queue_runtime.providers.envelope import ENVELOPE
 
 from .emulator_process import EmulatorProcess
@@ -70,6 +71,20 @@ async def test_more_dead_letters_are_named_than_are_held_at_a_time(
         assert await letters.redrive(numbers[:-1]) == 2_499
         assert await letters.purge(numbers) == 1
         assert link.counts()["active"] == 2_499
+
+
+async def test_a_letter_too_far_behind_is_told(
+    emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_MOST_HELD", 100)
+    async with linked(emulator, sessions=False, options=OPTIONS) as link:
+        letters = await bury(link, 700)
+        first, *_, last = await letters.peek(700)
+        with pytest.raises(ValidationError, match=f"number {last.sequence_number} first") as caught:
+            await letters.redrive([first.sequence_number, last.sequence_number])
+        assert "1 are done" in str(caught.value)
+        assert link.counts()["active"] == 1
+        assert await letters.purge() == 699
 
 
 async def test_calls_side_by_side_do_not_hide_letters_from_each_other(

@@ -30,6 +30,9 @@ __all__ = ["AzureDeadLetters", "Graveyard"]
 _MOST: Final = 2_000
 """Dead letters held at a time: they are put in order, moved, and then come the next."""
 
+_MOST_HELD: Final = 5 * _MOST
+"""Dead letters held at a time to get at others behind them."""
+
 _CHUNK: Final = 100
 """Dead letters sent back before they are deleted: what a failure in between leaves twice."""
 
@@ -113,6 +116,11 @@ class Graveyard:
                 rest = [held[number].arrival for number in held if number not in finished]
                 await catch.close(rest)
             done += len(finished)
+            if not finished and len(held) >= _MOST_HELD:
+                raise ValidationError(
+                    f"{len(there)} of the dead letters, number {min(there)} first, are behind {len(held)} others, "
+                    f"and no more are held at a time: redrive or purge those before them; {done} are done"
+                )
             if not finished:
                 break
         if stuck:
@@ -157,7 +165,7 @@ class Graveyard:
 
         # What was not asked for lies in between and has to be taken too.
         enough_and_more: Callable[[Sequence[Arrival]], bool] = enough
-        enough(await catch.take(enough_and_more, 5 * _MOST))
+        enough(await catch.take(enough_and_more, _MOST_HELD))
 
     async def _send_back(
         self, letters: Sequence[_Letter], stuck: dict[int, QueueError]
