@@ -312,12 +312,13 @@ async def test_a_session_comes_again_although_who_gave_back_was_cancelled(
     emulator: EmulatorProcess,
 ) -> None:
     """Cancelled while it waits for what was released with it, of which nothing is ever heard."""
-    async with linked(emulator, lock=60.0, options=IN_HASTE) as link:
+    waits = 2 * PATIENCE
+    async with linked(emulator, lock=60.0, options={"operation_timeout": waits}) as link:
         receiver = await link.receiver()
         await link.send(link.work(3, sessions=1))
         deliveries = await receive_all(receiver, 1)
         link.fault("lose_answer", "SETTLE", count=3)
-        with trio.move_on_after(1.5 * PATIENCE) as scope:
+        with trio.move_on_after(1.5 * waits) as scope:
             await receiver.settle(settlements(deliveries, SettlementAction.ABANDON))
         assert scope.cancelled_caught
         with trio.fail_after(SOON):

@@ -59,8 +59,7 @@ class Moment:
         with trio.move_on_after(self._step * STEP) as scope:
             await call()
         self.met = scope.cancelled_caught
-        if self.met:
-            self._took = trio.current_time() - scope.deadline
+        self._took = trio.current_time() - scope.deadline if self.met else 0.0
         return self.met
 
     async def happens(self, call: Callable[[Moment], Awaitable[None]]) -> float:
