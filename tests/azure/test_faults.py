@@ -32,6 +32,8 @@ from queue_runtime import (
     open_client,
 )
 from queue_runtime.abc import Receiver, ReceiverOptions
+from queue_runtime.providers.azure.codec import encode
+from queue_runtime.providers.azure.sender import AzureSender
 from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy
 
 from .emulator_process import EmulatorProcess
@@ -384,6 +386,22 @@ async def test_waiting_side_by_side_takes_no_longer_than_waiting_alone(
         receiver = await link.direct.open_receiver(link.queue, ReceiverOptions())
         await work_off(link, receiver)
         link.assert_empty()
+
+
+async def test_what_cannot_be_scheduled_says_so_for_each(emulator: EmulatorProcess) -> None:
+    """Beside it, in the same call, others may have been stored."""
+    async with linked(emulator, options=IN_HASTE) as link:
+        sender = await link.sender()
+        assert isinstance(sender, AzureSender)
+        exit_ = sender._exit
+        entries = [encode(message, f"token-{n}") for n, message in enumerate(link.work(3))]
+        prepared = await sender._bridge.run(exit_.prepare, entries)
+        link.proxy.silence()
+        link.proxy.reset_all()
+        answers = await sender._bridge.run(exit_.schedule, prepared)
+        assert len(answers) == 3
+        for answer in answers:
+            assert isinstance(answer, (ConnectionFailed, OperationTimeout))
 
 
 async def test_a_slow_link_delays_and_loses_nothing(

@@ -170,7 +170,11 @@ class Exit:
         After a failure nothing more is sent.
         """
         answers: list[int | QueueError] = []
-        for group in _groups(messages, await self._room(), _in_request):
+        try:
+            room = await self._room()
+        except QueueError as error:  # what was sent beside them may be stored
+            return [error] * len(messages)
+        for group in _groups(messages, room, _in_request):
             try:
                 answers += await self._request(group)
             except QueueError as error:
