@@ -31,7 +31,7 @@ from queue_runtime import (
     SettlementAction,
     open_client,
 )
-from queue_runtime.abc import Receiver, ReceiverOptions
+from queue_runtime.abc import Receiver, ReceiverOptions, Sender
 from queue_runtime.providers.azure.codec import encode
 from queue_runtime.providers.azure.sender import AzureSender
 from queue_runtime.testing.tcp_proxy import TcpCut, TcpFaultProxy
@@ -59,6 +59,9 @@ from .linked import (
 )
 
 SESSION = SessionId("session-0")
+STANDSTILL = 3.0
+"""Seconds; the time itself is what is tested."""
+
 FAR = datetime.now(UTC) + timedelta(days=1)
 
 
@@ -475,6 +478,34 @@ async def test_large_messages_stay_whole_where_sending_has_to_wait(
         assert leave or len(found) == len(messages)
         for message in found:
             messages.remove(attrs.evolve(message, message_id=None))
+
+
+async def test_a_network_that_stands_still_for_seconds_costs_no_connection(
+    emulator: EmulatorProcess,
+) -> None:
+    """Nor the sessions on it. The SDK would have the system close it after one second."""
+    async with linked(emulator) as link:
+        await link.send(link.work(2))
+        sender, receiver = await link.sender(), await link.receiver()
+        deliveries = await receive_all(receiver, 2)
+        opened = link.provider.connections_opened
+        large = [Message(b"x" * 200_000, session_id=f"large-{number}") for number in range(40)]
+        link.proxy.pause()
+        async with trio.open_nursery() as nursery:
+            for message in large:  # more than the system holds
+                nursery.start_soon(complete_send, sender, message)
+            nursery.start_soon(complete, receiver, deliveries)
+            await trio.sleep(STANDSTILL)
+            link.proxy.resume()
+        assert [lease.lost for lease in leases(deliveries)] == [None, None]
+        assert link.provider.connections_opened == opened
+        assert link.counts()["active"] == len(large)
+        await link.provider.purge(link.queue)
+
+
+async def complete_send(sender: Sender, message: Message) -> None:
+    [result] = await sender.send([message])
+    assert result.error is None
 
 
 async def test_an_endpoint_that_is_down_fails_at_once_and_works_when_it_comes_back(

@@ -5,7 +5,7 @@ From the wire up; each imports from those before it:
 * ``connection_string``, ``config``: what a URL and a connection string say; the names of queues; pure;
 * ``meanings``, ``errors``: what errors of Service Bus and its SDK mean to a caller, and what is raised; pure;
 * ``foreign``, ``ids``, ``entries``, ``broker_letters``, ``codec``: a message as Service Bus carries it, and back; pure;
-* ``amqp``, ``requests``, ``rights``, ``writing``, ``wire``: a shared connection, its rights, and questions;
+* ``amqp``, ``shared``, ``requests``, ``rights``, ``writing``, ``wire``: a connection, its rights, and questions;
 * ``links``, ``inlet``, ``outlet``: the links that messages come and go by;
 * ``credentials``, ``api``: a namespace, with what gives tokens for it and its connections;
 * ``outgoing``, ``sender``: sending; ``settling``: what settlements become;

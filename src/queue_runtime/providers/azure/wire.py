@@ -13,6 +13,8 @@ It is the one place that knows the SDK's inside; ``tests/providers/azure/test_ad
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -141,6 +143,7 @@ class Wire:
             raise
         # From here one task reads, and writing does not wait: nothing is left to exclude.
         connection._transport.socket_lock = nullcontext()
+        _bear_with_silence(connection._transport, place.timeout)
         return cls(place, connection, Writing(connection._transport))
 
     def __init__(self, place: Place, connection: Any, writing: Writing) -> None:
@@ -385,6 +388,18 @@ def _connection(place: Place) -> Any:
         socket_timeout=place.timeout,
         use_tls=place.tls,
     )
+
+
+def _bear_with_silence(transport: Any, seconds: float) -> None:
+    """Let what was sent be acknowledged within as long as calls take; on Linux, and by who connects by itself.
+
+    The SDK has the system give a connection up after one second, and here all sessions would go with it.
+    """
+    writer = getattr(transport, "writer", None)
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if writer is not None and option is not None:
+        connected = writer.transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, option, math.ceil(seconds * 1_000))
 
 
 async def _abandon(connection: Any) -> None:
