@@ -152,6 +152,15 @@ async def test_purging_ends_where_others_go_on_sending(
         assert all(each.sequence_number > 20 for each in rest)
 
 
+async def test_purging_does_not_wait_at_each_session(emulator: EmulatorProcess) -> None:
+    """The broker is asked whether there is more: to wait and see would take a minute here."""
+    async with linked(emulator, options=OPTIONS) as link:
+        await link.send(link.work(300, sessions=100))
+        with trio.fail_after(SOON):
+            assert await link.provider.purge(link.queue) == 300
+        link.assert_empty()
+
+
 async def test_a_letter_that_cannot_be_sent_back_holds_up_no_other(
     emulator: EmulatorProcess,
 ) -> None:

@@ -45,7 +45,13 @@ def dead_letters_of(entity: str) -> str:
 
 
 async def peek(
-    api: AzureApi, entity: str, count: int, after: int = 0, *, dead: bool = False
+    api: AzureApi,
+    entity: str,
+    count: int,
+    after: int = 0,
+    *,
+    dead: bool = False,
+    session: str | None = None,
 ) -> list[Received]:
     """Stored messages in sequence order with a sequence number above ``after``.
 
@@ -55,15 +61,18 @@ async def peek(
         count: Most messages.
         after: The last number seen.
         dead: It is a dead-letter sub-queue.
+        session: Only those of one session, as it is on the wire.
 
     Raises:
         QueueError: The broker refuses, or cannot be reached.
     """
     found: list[Received] = []
+    only = {} if session is None else {"session-id": session}
     while len(found) < count:
         body = {
             "from-sequence-number": long(after + 1),
             "message-count": integer(min(_PAGE, count - len(found))),
+            **only,
         }
         with mapped("peek", entity):
             answer = await api.manage(entity, REQUEST_RESPONSE_PEEK_OPERATION, body)
@@ -160,6 +169,15 @@ class Catch:
             self._came.clear()
         return taken
 
+    async def has_more(self, last: int) -> bool:
+        """Whether there is any message, in the granted session if there is one, with a number up to ``last``.
+
+        Raises:
+            QueueError: The broker does not answer.
+        """
+        found = await peek(self._api, self._entity, 1, session=self.session_id)
+        return any(each.sequence_number <= last for each in found)
+
     async def _drain(self) -> None:
         """Wait until all has come that there is: far away, that may take a while."""
         drained = await self._inlet.take_back_credit()
@@ -226,16 +244,13 @@ async def purge(api: AzureApi, entity: str) -> int:
 async def _empty(catch: Catch, last: int) -> tuple[int, int]:
     """Delete messages until none comes, or one with a number above ``last``; how many, and how many of the others."""
     count = old = 0
-    is_over = False
-
-    def newer(arrivals: Sequence[Arrival]) -> bool:
-        return any(_number(arrival) > last for arrival in arrivals[-1:])
-
-    while not is_over and (arrivals := await catch.take(newer, _AT_ONCE)):
+    while arrivals := await catch.take(bool, _AT_ONCE):
         await catch.complete(arrivals)
         count += len(arrivals)
         old += sum(_number(arrival) <= last for arrival in arrivals)
-        is_over = newer(arrivals)
+        # Asked for more, the broker would have to be waited for.
+        if _number(arrivals[-1]) > last or not await catch.has_more(last):
+            break
     return count, old
 
 
