@@ -308,6 +308,34 @@ async def test_a_stolen_session_settles_nothing(emulator: EmulatorProcess) -> No
         assert first.lease.lost is not None
 
 
+@pytest.mark.parametrize("how", ["settle", "renew", "state"])
+async def test_a_stolen_session_leaves_its_place_to_the_next(
+    emulator: EmulatorProcess, how: str
+) -> None:
+    """Also where the broker says so only when it is asked, and leaves the link as it is."""
+    queue = new_queue(emulator, sessions=True)
+    async with connected(emulator) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions(max_sessions=1))
+        await sender.send([Message(b"1", session_id=SESSION)])
+        [first] = await take(receiver, 1)
+        assert emulator.fault("steal_session", queue=str(queue), session_id="session")
+        error: object
+        if how == "settle":
+            [error] = await complete(receiver, [first])
+        elif how == "renew":
+            [error] = await receiver.renew([first.lease])
+        else:
+            with pytest.raises(LockLost) as caught:
+                await receiver.get_state(first.lease)
+            error = caught.value
+        assert isinstance(error, LockLost)
+        [second] = await take(receiver, 1)
+        assert second.lease.token > first.lease.token
+        assert await complete(receiver, [second]) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
 async def test_a_message_outlives_its_link(emulator: EmulatorProcess) -> None:
     """The lock on a message without a session is not the link's: it is settled by its token."""
     queue = new_queue(emulator, sessions=False)

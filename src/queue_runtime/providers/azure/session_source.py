@@ -177,6 +177,8 @@ class SessionSource(Source):
             once_more = await asyncio.gather(*map(self._settle_again, rest))
             answers.update(zip(rest, once_more, strict=True))
             self.unsettled -= {work.arrival for work in now if is_settled(answers[work])}
+            if any(isinstance(answer, LockLost) for answer in answers.values()):
+                self.give_up("the broker says so")
             if late:
                 answers.update(await self._delay(late))
         finally:
@@ -283,7 +285,14 @@ class SessionSource(Source):
     async def _ask(self, operation: bytes, more: dict[str, Any] | None = None) -> Any:
         self.check()
         body = {"session-id": self.session_id, **(more or {})}
-        return await self._owner.api.manage(self._owner.entity, operation, body, link=self._inlet)
+        asked = self._owner.api.manage(self._owner.entity, operation, body, link=self._inlet)
+        try:
+            return await asked
+        except Exception as error:
+            if isinstance(self._mapped(error, "hold session"), LockLost):
+                # Not every broker ends the link as well, and until it is closed the session takes up room.
+                self.give_up("the broker says so")
+            raise
 
     def check(self) -> None:
         """Raise what its link was lost with, if it was."""
