@@ -386,6 +386,67 @@ async def test_an_answer_that_nobody_heard_is_not_taken_for_a_lost_lock(
         assert emulator.counts(queue)["active"] == 0
 
 
+async def settle_unheard(
+    receiver: Receiver, delivery: Delivery, action: SettlementAction, delay: float = 0.0
+) -> None:
+    """Settle a message as a call does that has its answer when it is cancelled."""
+    assert isinstance(receiver, AzureReceiver)
+    hold = delivery.lease.provider_data
+    work = Work(hold.flights[delivery.receipt].arrival, action, delay)
+    assert await receiver._bridge.run(receiver._intake.settle, [(hold.source, work)]) == [None]
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["sessions", "plain"])
+@pytest.mark.parametrize(
+    "action",
+    [SettlementAction.COMPLETE, SettlementAction.DEAD_LETTER, SettlementAction.ABANDON],
+    ids=lambda action: action.value,
+)
+async def test_a_delay_that_nobody_heard_of_is_over_with_what_is_asked_for_instead(
+    emulator: EmulatorProcess, sessions: bool, action: SettlementAction
+) -> None:
+    queue = new_queue(emulator, sessions=sessions)
+    async with connected(emulator, sessions=sessions) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        session_id = SESSION if sessions else None
+        await sender.send([Message(b"1", session_id=session_id)])
+        [first] = await take(receiver, 1)
+        await settle_unheard(receiver, first, SettlementAction.ABANDON, delay=10 * SOON)
+        assert await receiver.settle([Settlement(first, action, reason="Test")]) == [None]
+        await sender.send([Message(b"2", session_id=session_id)])
+        comes_back = action is SettlementAction.ABANDON
+        rest = await take(receiver, 1 + comes_back)
+        assert sorted(delivery.body for delivery in rest) == [b"1", b"2"][not comes_back :]
+        assert await complete(receiver, rest) == [None] * len(rest)
+        counts = emulator.counts(queue)
+        dead = action is SettlementAction.DEAD_LETTER
+        assert (counts["active"], counts["dead_letters"]) == (0, dead)
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["sessions", "plain"])
+async def test_a_delay_that_nobody_heard_of_and_that_is_over_does_not_begin_again(
+    emulator: EmulatorProcess, sessions: bool
+) -> None:
+    queue = new_queue(emulator, sessions=sessions)
+    async with connected(emulator, sessions=sessions) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        session_id = SESSION if sessions else None
+        await sender.send([Message(b"1", session_id=session_id)])
+        [first] = await take(receiver, 1)
+        await settle_unheard(receiver, first, SettlementAction.ABANDON, delay=0.1)
+        [again] = await take(receiver, 1)
+        late = Settlement(first, SettlementAction.ABANDON, delay=10 * SOON)
+        [answer] = await receiver.settle([late])
+        assert type(answer) is InvalidReceipt
+        assert await complete(receiver, [again]) == [None]
+        await sender.send([Message(b"2", session_id=session_id)])
+        [second] = await take(receiver, 1)
+        assert await complete(receiver, [second]) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
 # --- the SDK's traps ---------------------------------------------------------------------------------------
 
 

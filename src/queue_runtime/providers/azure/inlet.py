@@ -184,6 +184,10 @@ class Inlet(Link):
             self._link.current_link_credit = 0
             drained.set_result(None)
 
+    def is_open(self, arrival: Arrival) -> bool:
+        """Whether no outcome of a message that came by it was told yet."""
+        return arrival.tag in self._link._received_delivery_tags
+
     async def settle(self, arrivals: Sequence[tuple[Arrival, Any]]) -> list[asyncio.Future[None]]:
         """Settle messages with the given outcomes, in order, without waiting in between.
 
@@ -209,7 +213,7 @@ class Inlet(Link):
             if self.error is not None:
                 future.set_exception(self.error)
                 continue
-            if arrival.tag not in self._link._received_delivery_tags:
+            if not self.is_open(arrival):
                 future.set_exception(settled_before())
                 continue
             if run and (outcome is not common or arrival.delivery_id != number + 1):

@@ -54,7 +54,6 @@ class PlainSource(Source):
         self._held: dict[bytes, _Held] = {}
         self._inlet: Inlet | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._delayed: dict[bytes, asyncio.Task[None]] = {}
         self._is_idle = True
 
     # --- messages ----------------------------------------------------------------------------------
@@ -130,6 +129,7 @@ class PlainSource(Source):
             elif work.delay:
                 late.append(work)
             else:
+                self._recall([work])
                 is_told = held.inlet.error is None and work.arrival.tag not in self._open_ends
                 groups.setdefault(held.inlet if is_told else None, []).append(work)
         settling = [self._settle_on(inlet, group) for inlet, group in groups.items()]
@@ -160,7 +160,8 @@ class PlainSource(Source):
         errors = await self.renew([work.arrival for work in works])
         for work, error in zip(works, errors, strict=True):
             if error is None:
-                self._delayed[work.arrival.tag] = self._owner.spawn(self._abandon_late(work))
+                self._recall([work])
+                self._delayed[work.arrival] = self._owner.spawn(self._abandon_late(work))
         return dict(zip(works, errors, strict=True))
 
     async def _abandon_late(self, work: Work) -> None:
@@ -168,10 +169,8 @@ class PlainSource(Source):
             [error] = await self.renew([work.arrival])
             return error
 
-        try:
-            still_ours = await self._keep(work.delay, renew)
-        finally:
-            self._delayed.pop(work.arrival.tag, None)
+        still_ours = await self._keep(work.delay, renew)
+        del self._delayed[work.arrival]
         if still_ours:
             await self.settle([Work(work.arrival, SettlementAction.ABANDON)])
 
@@ -233,9 +232,9 @@ class PlainSource(Source):
         works = [
             Work(
                 held.arrival,
-                SettlementAction.ABANDON if tag in delayed else SettlementAction.RELEASE,
+                SettlementAction.ABANDON if held.arrival in delayed else SettlementAction.RELEASE,
             )
-            for tag, held in self._held.items()
+            for held in self._held.values()
         ]
         await self.settle(works)
         if self._inlet is not None:

@@ -114,7 +114,6 @@ class SessionSource(Source):
         self._returning = 0
         self._returned: list[asyncio.Future[None]] = []
         self._drained: asyncio.Future[None] | None = None
-        self._delayed: dict[Arrival, asyncio.Task[None]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -159,11 +158,14 @@ class SessionSource(Source):
         """
         if self.stage is Stage.OVER:
             return [LockLost(f"the lock on session {self.session_id!a} is over")] * len(works)
-        now = [work for work in works if not work.delay]
-        late = [work for work in works if work.delay]
+        # What was told already is not delayed any more: it has its answer, or comes to one.
+        late = [work for work in works if work.delay and self._inlet.is_open(work.arrival)]
+        waiting = set(late)
+        now = [work for work in works if work not in waiting]
         goes_back = late or any(work.goes_back for work in now)
         going_on: asyncio.Task[None] | None = None
         answers: dict[Work, QueueError | None] = {}
+        self._recall(now)
         try:
             if goes_back:
                 await self._hold_back()
@@ -240,21 +242,24 @@ class SessionSource(Source):
         That the lock was just renewed is what there is to confirm.
         """
         error = await self.renew()
-        if error is None:
-            for work in works:
+        for work in works:
+            # But for what was given back meanwhile, as was asked for before.
+            if error is None and self._inlet.is_open(work.arrival):
+                self._recall([work])
                 self._delayed[work.arrival] = self._owner.spawn(self._abandon_late(work))
         return dict.fromkeys(works, error)
 
     async def _abandon_late(self, work: Work) -> None:
         if not await self._keep(work.delay, self.renew):
             return
+        # It cannot be recalled any more; that it is held back keeps the session closed from here on.
+        del self._delayed[work.arrival]
+        self.unsettled.discard(work.arrival)
         try:
             await self._hold_back()
             futures = await self._inlet.settle([(work.arrival, ABANDONED)])
             self._check_returned(await self._answers(futures, "abandon"))
         finally:
-            self._delayed.pop(work.arrival, None)
-            self.unsettled.discard(work.arrival)
             await self._go_on()
         if self.stage is Stage.PARKED and not self._delayed:
             await self.close()

@@ -95,6 +95,7 @@ class Source(ABC):
         self.buffer: deque[Arrival] = deque()
         self._owner = owner
         self._open_ends: dict[bytes, asyncio.Future[None]] = {}
+        self._delayed: dict[Arrival, asyncio.Task[None]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -170,6 +171,13 @@ class Source(ABC):
 
     def _mapped(self, error: BaseException, operation: str) -> QueueError:
         return from_azure(error, Call(operation=operation, queue=self._owner.entity))
+
+    def _recall(self, works: Sequence[Work]) -> None:
+        """Who did not hear that a message waits for its delay may ask for something else: that counts."""
+        for work in works:
+            delayed = self._delayed.pop(work.arrival, None)
+            if delayed is not None:
+                delayed.cancel()
 
     async def _keep(
         self, seconds: float, renew: Callable[[], Awaitable[QueueError | None]]
