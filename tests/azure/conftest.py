@@ -28,6 +28,7 @@ NEEDS = {
     "test_close_frame.py": ("proton", "azure.servicebus"),
     "test_switching.py": ("proton", "azure.servicebus"),
     "test_token_refresh.py": ("proton", "azure.servicebus"),
+    "test_tries.py": ("proton", "azure.servicebus"),
     "test_websocket.py": ("proton", "azure.servicebus", "wsproto"),
 }
 

@@ -71,9 +71,11 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_PROPERTY_BYTES",
     "MAX_TIME_TO_LIVE",
+    "TRIES",
     "Received",
     "State",
     "decode",
+    "deliveries",
     "encode",
     "identity",
 ]
@@ -90,13 +92,16 @@ MAX_PROPERTY_BYTES: Final = 32_768
 MAX_TIME_TO_LIVE: Final = 4_294_967
 """Longest time to live, in whole seconds: AMQP counts milliseconds in 32 bits."""
 
+TRIES: Final = "queue-runtime-tries"
+"""Property that says how many tries there were that the broker does not count: those in place, between deliveries."""
+
 State: TypeAlias = Literal["active", "deferred", "scheduled"]
 """Where a peeked message stands."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON: Final = "DeadLetterReason"
 _DESCRIPTION: Final = "DeadLetterErrorDescription"
-_RESERVED: Final = frozenset({ENVELOPE, _REASON, _DESCRIPTION})
+_RESERVED: Final = frozenset({ENVELOPE, TRIES, _REASON, _DESCRIPTION})
 """Names of properties that mean something here or to the broker; headers of these names are packed."""
 _STATES: Final[Mapping[int | None, State]] = {1: "deferred", 2: "scheduled"}
 _FOREIGN_FIELDS: Final = {
@@ -295,13 +300,16 @@ def decode(
         dead: It is in the dead-letter sub-queue.
     """
     raw = getattr(raw, "raw_amqp_message", raw)
-    header, given = getattr(raw, "header", None), getattr(raw, "properties", None)
+    given = getattr(raw, "properties", None)
     annotations = _by_name(_first(raw, "message_annotations", "annotations"))
     properties = _by_name(raw.application_properties)
     words = (properties.pop(_REASON, None), properties.pop(_DESCRIPTION, None))
     envelope = optional_text(properties.pop(ENVELOPE, None))
     problems: list[str] = []
     fields = open_envelope(envelope, problems)
+    tries = _number(properties.get(TRIES))
+    if tries is not None:
+        del properties[TRIES]
     headers = headers_of(properties)
     if words[0] is None and words[1] is not None and not dead:
         headers[_DESCRIPTION] = text_of(words[1])  # alone it is about no dead letter
@@ -319,7 +327,7 @@ def decode(
     due = read_field(fields, "due", moment_of, problems) or _milliseconds(
         annotations.get(SCHEDULED)
     )
-    count = _number(getattr(header, "delivery_count", None)) or 0
+    count = deliveries(raw) + (tries or 0)
     broker_id = optional_text(getattr(given, "message_id", None))
     own_id, deduplication_id = _ids(broker_id, fields, problems)
     message = _message(
@@ -330,7 +338,7 @@ def decode(
             "message_id": own_id,
             "correlation_id": optional_text(getattr(given, "correlation_id", None)),
             "content_type": optional_text(getattr(given, "content_type", None)),
-            "time_to_live": _time_to_live(header),
+            "time_to_live": _time_to_live(getattr(raw, "header", None)),
             "scheduled_at": due,
             "deduplication_id": deduplication_id,
         },
@@ -344,14 +352,14 @@ def decode(
     sequence = _number(annotations.get("x-opt-sequence-number")) or 0
     dead_letter = earlier.dead_letter
     if dead or words[0] is not None:
-        dead_letter = broker_dead_letter(words, count, enqueued_at, message.time_to_live)
+        dead_letter = broker_dead_letter(words, count - 1, enqueued_at, message.time_to_live)
     return Received(
         message=message,
         message_id=message.message_id
         or earlier.message_id
         or _broker_identity(broker_id, sequence),
         session=session,
-        delivery_count=count + (not peeked),
+        delivery_count=count - peeked,
         enqueued_at=enqueued_at,
         sequence_number=sequence,
         enqueued_sequence_number=_number(annotations.get("x-opt-enqueue-sequence-number"))
@@ -364,6 +372,11 @@ def decode(
         if problems
         else None,
     )
+
+
+def deliveries(raw: Any) -> int:
+    """Deliveries of a received message as the broker counts them, this one included."""
+    return 1 + (_number(getattr(getattr(raw, "header", None), "delivery_count", None)) or 0)
 
 
 def _first(raw: Any, *names: str) -> Any:

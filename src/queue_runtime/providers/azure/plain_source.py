@@ -161,7 +161,7 @@ class PlainSource(Source):
         for work, error in zip(works, errors, strict=True):
             if error is None:
                 self._recall([work])
-                self._delayed[work.arrival] = self._owner.spawn(self._abandon_late(work))
+                self._delayed[work.arrival] = work, self._owner.spawn(self._abandon_late(work))
         return dict(zip(works, errors, strict=True))
 
     async def _abandon_late(self, work: Work) -> None:
@@ -172,7 +172,7 @@ class PlainSource(Source):
         still_ours = await self._keep(work.delay, renew)
         del self._delayed[work.arrival]
         if still_ours:
-            await self.settle([Work(work.arrival, SettlementAction.ABANDON)])
+            await self.settle([work.at_once])
 
     # --- locks -------------------------------------------------------------------------------------
 
@@ -220,8 +220,8 @@ class PlainSource(Source):
     async def close(self) -> None:
         """Give everything back, and close the link."""
         self._is_idle = True
-        delayed = set(self._delayed)
-        for task in list(self._delayed.values()):
+        delayed = {arrival: work for arrival, (work, _) in self._delayed.items()}
+        for _, task in self._delayed.values():
             task.cancel()
         if self._opening is not None:
             self._opening.cancel()
@@ -230,10 +230,9 @@ class PlainSource(Source):
             await self._inlet.drain()
         self.buffer.clear()
         works = [
-            Work(
-                held.arrival,
-                SettlementAction.ABANDON if held.arrival in delayed else SettlementAction.RELEASE,
-            )
+            delayed[held.arrival].at_once
+            if held.arrival in delayed
+            else Work(held.arrival, SettlementAction.RELEASE)
             for held in self._held.values()
         ]
         await self.settle(works)

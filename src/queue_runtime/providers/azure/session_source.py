@@ -17,7 +17,7 @@ from azure.servicebus._common.constants import (
 from queue_runtime.errors import LockLost, QueueError
 
 from .inlet import Arrival, Inlet
-from .settling import ABANDONED, RELEASED, Work, is_settled
+from .settling import RELEASED, Work, is_settled
 from .sources import Owner, Source
 
 __all__ = ["SessionOwner", "SessionSource", "Stage"]
@@ -246,7 +246,7 @@ class SessionSource(Source):
             # But for what was given back meanwhile, as was asked for before.
             if error is None and self._inlet.is_open(work.arrival):
                 self._recall([work])
-                self._delayed[work.arrival] = self._owner.spawn(self._abandon_late(work))
+                self._delayed[work.arrival] = work, self._owner.spawn(self._abandon_late(work))
         return dict.fromkeys(works, error)
 
     async def _abandon_late(self, work: Work) -> None:
@@ -257,7 +257,7 @@ class SessionSource(Source):
         self.unsettled.discard(work.arrival)
         try:
             await self._hold_back()
-            futures = await self._inlet.settle([(work.arrival, ABANDONED)])
+            futures = await self._inlet.settle([(work.arrival, work.outcome)])
             self._check_returned(await self._answers(futures, "abandon"))
         finally:
             await self._go_on()
@@ -318,7 +318,7 @@ class SessionSource(Source):
         self.stage = Stage.OVER
         self.buffer.clear()
         current = asyncio.current_task()
-        for task in self._delayed.values():
+        for _, task in self._delayed.values():
             if task is not current:
                 task.cancel()
         self._owner.over(self)
@@ -348,7 +348,7 @@ class SessionSource(Source):
         """Give the session back; what is unsettled returns to its place, uncounted but for what had failed."""
         if self.stage is Stage.OVER:
             return
-        delayed = [(arrival, ABANDONED) for arrival in self._delayed]
+        delayed = [(work.arrival, work.outcome) for work, _ in self._delayed.values()]
         self._over()
         if delayed:
             await self._inlet.set_credit(0)

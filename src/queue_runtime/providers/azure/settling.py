@@ -21,12 +21,13 @@ from queue_runtime.messages import Settlement, SettlementAction
 
 from .amqp import array
 from .broker_letters import dead_letter_words
+from .codec import TRIES, deliveries
 from .inlet import Arrival
 
-__all__ = ["ABANDONED", "COMPLETED", "RELEASED", "Work", "is_settled", "lock_tokens", "work_of"]
+__all__ = ["COMPLETED", "RELEASED", "Work", "is_settled", "lock_tokens", "work_of"]
 
 COMPLETED: Final = Accepted()
-ABANDONED: Final = Modified(
+_ABANDONED: Final = Modified(
     delivery_failed=True, undeliverable_here=False, message_annotations=None
 )
 RELEASED: Final = Released()
@@ -50,6 +51,7 @@ class Work:
         delay: Seconds to keep it locked before it is given back (``ABANDON``).
         reason: Why it is dead-lettered.
         description: For people.
+        tries: Tries that the broker does not count, for whoever gets it next to go on from (``ABANDON``).
     """
 
     arrival: Arrival
@@ -57,6 +59,7 @@ class Work:
     delay: float = 0.0
     reason: str = ""
     description: str = ""
+    tries: int = 0
 
     @property
     def outcome(self) -> Any:
@@ -64,8 +67,10 @@ class Work:
         match self.action:
             case SettlementAction.COMPLETE:
                 return COMPLETED
+            case SettlementAction.ABANDON if self.tries:
+                return _ABANDONED._replace(message_annotations={TRIES: self.tries})
             case SettlementAction.ABANDON:
-                return ABANDONED
+                return _ABANDONED
             case SettlementAction.RELEASE:
                 return RELEASED
             case SettlementAction.DEAD_LETTER:
@@ -86,10 +91,17 @@ class Work:
             "disposition-status": _DISPOSITIONS[self.action],
             "lock-tokens": lock_tokens([self.arrival]),
         }
+        if self.tries:
+            body["properties-to-modify"] = {TRIES: self.tries}
         if self.action is SettlementAction.DEAD_LETTER:
             body["deadletter-reason"] = self.reason
             body["deadletter-description"] = self.description
         return body
+
+    @property
+    def at_once(self) -> Work:
+        """The same without its delay."""
+        return attrs.evolve(self, delay=0.0)
 
     @property
     def goes_back(self) -> bool:
@@ -99,10 +111,12 @@ class Work:
 
 def work_of(settlement: Settlement, arrival: Arrival) -> Work:
     """What a settlement means for the message that it is about."""
-    if settlement.action is not SettlementAction.DEAD_LETTER:
-        delay = settlement.delay if settlement.action is SettlementAction.ABANDON else 0.0
-        return Work(arrival, settlement.action, delay)
     delivery = settlement.delivery
+    if settlement.action is SettlementAction.ABANDON:
+        tries = max(0, delivery.delivery_count - deliveries(arrival.message))
+        return Work(arrival, settlement.action, settlement.delay, tries=tries)
+    if settlement.action is not SettlementAction.DEAD_LETTER:
+        return Work(arrival, settlement.action)
     before = delivery.dead_letter
     reason, description = dead_letter_words(
         settlement.reason,

@@ -95,7 +95,7 @@ class Source(ABC):
         self.buffer: deque[Arrival] = deque()
         self._owner = owner
         self._open_ends: dict[bytes, asyncio.Future[None]] = {}
-        self._delayed: dict[Arrival, asyncio.Task[None]] = {}
+        self._delayed: dict[Arrival, tuple[Work, asyncio.Task[None]]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -175,9 +175,9 @@ class Source(ABC):
     def _recall(self, works: Sequence[Work]) -> None:
         """Who did not hear that a message waits for its delay may ask for something else: that counts."""
         for work in works:
-            delayed = self._delayed.pop(work.arrival, None)
-            if delayed is not None:
-                delayed.cancel()
+            if work.arrival in self._delayed:
+                _, task = self._delayed.pop(work.arrival)
+                task.cancel()
 
     async def _keep(
         self, seconds: float, renew: Callable[[], Awaitable[QueueError | None]]
