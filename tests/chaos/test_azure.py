@@ -26,7 +26,9 @@ pytestmark = pytest.mark.chaos
 MESSAGES = 1_000 if SHORT else 10_000
 SESSIONS = 50 if SHORT else 200
 FAULTS = 6 if SHORT else 40
-LOCK = 3
+LOCK = 5
+"""Seconds; Service Bus has no shorter ones."""
+
 PAUSE = 0.4
 """Seconds between batches: so that there is work while the faults last."""
 
