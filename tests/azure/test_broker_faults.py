@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from queue_runtime import (
     AuthenticationFailed,
@@ -346,6 +347,71 @@ async def test_a_refusal_after_a_settlement_was_cancelled_is_told(
         assert await receiver.renew(leases(deliveries)) == [None]
         assert await receiver.settle(settlements(deliveries)) == [None]
         link.assert_empty()
+
+
+FIRST_AND_SECOND = [
+    (SettlementAction.COMPLETE, SettlementAction.DEAD_LETTER),
+    (SettlementAction.COMPLETE, SettlementAction.ABANDON),
+    (SettlementAction.DEAD_LETTER, SettlementAction.COMPLETE),
+    (SettlementAction.COMPLETE, SettlementAction.COMPLETE),
+]
+SETTLED_TWICE = pytest.mark.parametrize(
+    ("first", "second"), FIRST_AND_SECOND, ids=lambda action: str(action.value)
+)
+
+
+@SETTLED_TWICE
+async def test_what_happened_is_not_reported_as_what_was_asked_for_after_it(
+    emulator: EmulatorProcess,
+    sessions: bool,
+    first: SettlementAction,
+    second: SettlementAction,
+) -> None:
+    """Asked for otherwise while the first outcome, which nobody waits for any more, has no answer yet."""
+    async with linked(emulator, sessions=sessions) as link:
+        await link.send(link.work(1))
+        receiver = await link.receiver()
+        deliveries = await receive_all(receiver, 1)
+        link.proxy.pause()
+        with trio.move_on_after(0.2) as scope:
+            await receiver.settle(settlements(deliveries, first))
+        assert scope.cancelled_caught
+        answers: list[QueueError | None] = []
+
+        async def settle() -> None:
+            answers.extend(await receiver.settle(settlements(deliveries, second)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle)
+            await trio.testing.wait_all_tasks_blocked()
+            link.proxy.resume()
+        expected = type(None) if first is second else InvalidReceipt
+        assert [type(answer) for answer in answers] == [expected]
+        link.assert_empty(dead=first is SettlementAction.DEAD_LETTER)
+
+
+@SETTLED_TWICE
+async def test_what_happened_late_is_not_reported_as_what_was_asked_for_after_it(
+    emulator: EmulatorProcess,
+    sessions: bool,
+    first: SettlementAction,
+    second: SettlementAction,
+) -> None:
+    """The answer to the first outcome comes after who asked for it waited long enough."""
+    async with linked(emulator, sessions=sessions, options=IN_HASTE) as link:
+        await link.send(link.work(2, sessions=1))
+        receiver = await link.receiver()
+        *deliveries, kept = await receive_all(receiver, 2)
+        link.fault("stall")
+        [answer] = await receiver.settle(settlements(deliveries, first))
+        assert isinstance(answer, OperationTimeout)
+        emulator.lift_faults()
+        # Its answer comes behind that of the settlement.
+        assert await again(receiver.renew, [kept.lease]) == [None]
+        [answer] = await receiver.settle(settlements(deliveries, second))
+        assert type(answer) is (type(None) if first is second else InvalidReceipt)
+        await complete(receiver, [kept])
+        link.assert_empty(dead=first is SettlementAction.DEAD_LETTER)
 
 
 async def test_what_was_settled_unheard_can_be_given_back(emulator: EmulatorProcess) -> None:

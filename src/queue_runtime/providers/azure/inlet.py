@@ -205,7 +205,8 @@ class Inlet(Link):
         for arrival, outcome in arrivals:
             before = self._settling.get(arrival.delivery_id)
             if before is not None:  # whoever asked did not wait for the answer
-                futures.append(before[1])
+                told, answer = before
+                futures.append(answer if told == outcome_name(outcome) else _instead(answer))
                 continue
             future: asyncio.Future[None] = loop.create_future()
             future.add_done_callback(look)
@@ -286,6 +287,18 @@ class Inlet(Link):
         for _, future in settling.values():
             if not future.done():
                 future.set_exception(error)
+
+
+def _instead(first: asyncio.Future[None]) -> asyncio.Future[None]:
+    """What becomes of an outcome when the first that was told is another: nothing, unless that one is refused."""
+    second: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    second.add_done_callback(look)
+
+    def conclude(first: asyncio.Future[None]) -> None:
+        second.set_exception(first.exception() or settled_before())
+
+    first.add_done_callback(conclude)
+    return second
 
 
 _ReceiverBase: Any = _receiver_async.ReceiverLink

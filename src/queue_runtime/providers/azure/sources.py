@@ -16,10 +16,11 @@ from typing import Any, Final, Protocol, final
 from azure.servicebus._common.constants import REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION
 
 from queue_runtime.errors import LockLost, OperationTimeout, QueueError
+from queue_runtime.messages import SettlementAction
 
 from .api import AzureApi
 from .errors import Call, from_azure
-from .inlet import Arrival, Inlet
+from .inlet import Arrival, Inlet, settled_before
 from .settling import Work, is_settled
 
 __all__ = ["LockClock", "Owner", "Source"]
@@ -94,7 +95,7 @@ class Source(ABC):
     def __init__(self, owner: Owner) -> None:
         self.buffer: deque[Arrival] = deque()
         self._owner = owner
-        self._open_ends: dict[bytes, asyncio.Future[None]] = {}
+        self._open_ends: dict[bytes, tuple[SettlementAction, asyncio.Future[None]]] = {}
         self._delayed: dict[Arrival, tuple[Work, asyncio.Task[None]]] = {}
 
     @property
@@ -119,26 +120,27 @@ class Source(ABC):
         except asyncio.CancelledError:
             # Who asks again waits for the same answer, unless a refusal has come meanwhile.
             for work, future in zip(works, futures, strict=True):
-                future.add_done_callback(partial(self._note_refusal, work.arrival.tag))
+                future.add_done_callback(partial(self._note_refusal, work))
             raise
         for work, future, answer in zip(works, futures, answers, strict=True):
             if not is_settled(answer):
-                self._open_ends[work.arrival.tag] = future
+                self._open_ends[work.arrival.tag] = work.action, future
         return answers
 
-    def _note_refusal(self, tag: bytes, future: asyncio.Future[None]) -> None:
+    def _note_refusal(self, work: Work, future: asyncio.Future[None]) -> None:
         if future.cancelled() or future.exception() is not None:
-            self._open_ends[tag] = future
+            self._open_ends[work.arrival.tag] = work.action, future
 
     async def _settle_by_token(
         self, work: Work, inlet: Inlet | None = None, session: str | None = None
     ) -> QueueError | None:
         """Settle a message whose link is gone, kept silent or refused to: its lock is a matter of its own."""
         before = self._open_ends.get(work.arrival.tag)
-        if before is not None and before.done():
-            answer = self._answer(before, "settle")
-            if is_settled(answer):
-                return answer  # it came after all
+        if before is not None and before[1].done():
+            action, future = before
+            answer = self._answer(future, "settle")
+            if is_settled(answer):  # it came after all
+                return settled_before() if answer is None and action != work.action else answer
         body = work.request if session is None else {**work.request, "session-id": session}
         asked = self._owner.api.manage(
             self._owner.entity, REQUEST_RESPONSE_UPDATE_DISPOSTION_OPERATION, body, link=inlet
