@@ -271,12 +271,20 @@ class Intake:
                 raise error
 
     def _take(self, count: int) -> list[Take]:
-        """What is there, sessions by turns."""
-        ready = [source for source in self._ready if source.is_ready and self._may_take(source)]
+        """What is there, sessions by turns. Looks at no more of them than it takes from, but for what is over."""
+        ready: list[Source] = []
+        over: list[Source] = []
+        for source in self._ready:
+            if len(ready) == count:
+                break
+            if not source.is_ready:
+                over.append(source)
+            elif self._may_take(source):
+                ready.append(source)
+        for source in over:
+            del self._ready[source]
         taken: list[Take] = []
         for position, source in enumerate(ready):
-            if count <= 0:
-                break
             share = -(-count // (len(ready) - position))
             del self._ready[source]
             arrivals = source.take(share)
@@ -286,8 +294,6 @@ class Intake:
             if isinstance(source, SessionSource):
                 self._lease(source)
             taken.append(Take(source, arrivals))
-        for source in [source for source in self._ready if not source.is_ready]:
-            del self._ready[source]
         return taken
 
     def _lease(self, source: SessionSource) -> SessionSource:
