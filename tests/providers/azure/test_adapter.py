@@ -50,8 +50,9 @@ pytest.importorskip("azure.servicebus", reason="the extra azure is not installed
 pytest.importorskip("proton", reason="the emulator needs python-qpid-proton")
 
 from tests.azure.emulator_process import EmulatorProcess, emulator_process
-from tests.azure.linked import PATIENCE, SLACK, SOON, promptly
+from tests.azure.linked import PATIENCE, SLACK, SOON, eventually, promptly
 
+from queue_runtime.providers.azure import intake
 from queue_runtime.providers.azure.provider import AzureProvider
 from queue_runtime.providers.azure.receiver import AzureReceiver
 from queue_runtime.providers.azure.settling import Work
@@ -349,6 +350,41 @@ async def test_a_message_outlives_its_link(emulator: EmulatorProcess) -> None:
             while await receiver.renew([delivery.lease]) != [None]:
                 await receiver.receive(1, 0.01)
         assert await complete(receiver, [delivery]) == [None]
+        assert emulator.counts(queue)["active"] == 0
+
+
+@pytest.mark.parametrize("part", [0.6, 1.0], ids=["old", "over"])
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "left"])
+async def test_messages_that_waited_for_too_long_come_again(
+    emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch, part: float, taken: bool
+) -> None:
+    """They were asked for ahead, and whoever receives takes few at a time: what little is left of a lock is no use."""
+    monkeypatch.setattr(intake, "_KEPT", 10 * SOON)
+    lock, count = 30.0, 5
+    queue = new_queue(emulator, sessions=False, lock_duration=lock)
+    async with connected(emulator, sessions=False, lock_duration=lock) as provider:
+        sender = await provider.open_sender(queue)
+        receiver = await provider.open_receiver(queue, ReceiverOptions())
+        assert isinstance(receiver, AzureReceiver)
+        plain = receiver._intake._plain
+        assert plain is not None
+        await sender.send([Message(b"%d" % number) for number in range(count)])
+        deliveries = await take(receiver, 1)
+        await eventually(lambda: len(plain.buffer) == count - 1)
+        before = list(plain.buffer)
+        for arrival in before:
+            held = plain._held[arrival.tag]
+            held.came_at -= part * lock
+            held.locked_at -= part * lock
+        if not taken:
+            await eventually(
+                lambda: len(plain.buffer) == count - 1 and not {*before} & {*plain.buffer}
+            )
+        deliveries += await take(receiver, count - 1)
+        for delivery in deliveries:
+            assert delivery.lease.deadline > trio.current_time() + lock / 2
+            assert delivery.delivery_count == 1
+        assert await complete(receiver, deliveries) == [None] * count
         assert emulator.counts(queue)["active"] == 0
 
 

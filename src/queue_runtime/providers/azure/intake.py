@@ -293,7 +293,8 @@ class Intake:
                 self._ready[source] = None
             if isinstance(source, SessionSource):
                 self._lease(source)
-            taken.append(Take(source, arrivals))
+            if arrivals:  # not when all of them waited for too long
+                taken.append(Take(source, arrivals))
         return taken
 
     def _lease(self, source: SessionSource) -> SessionSource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 import attrs
 from azure.servicebus._common.constants import REQUEST_RESPONSE_RENEWLOCK_OPERATION
@@ -18,6 +18,10 @@ from .settling import Work, is_settled, lock_tokens
 from .sources import Owner, Source
 
 __all__ = ["PlainOwner", "PlainSource"]
+
+_STALE: Final = 0.5
+"""Part of a lock's duration after which a message that nobody took is given back: whoever took it would have little
+of the lock left, or none, and one that ends here counts as tried."""
 
 
 class PlainOwner(Owner, Protocol):
@@ -37,11 +41,13 @@ class _Held:
         arrival: The message.
         inlet: The link that it came by.
         locked_at: ``time.monotonic()`` when its lock began, or before it was last renewed.
+        came_at: ``time.monotonic()`` when it came.
     """
 
     arrival: Arrival
     inlet: Inlet
     locked_at: float
+    came_at: float = attrs.field(factory=time.monotonic)
 
 
 @final
@@ -55,12 +61,14 @@ class PlainSource(Source):
         self._inlet: Inlet | None = None
         self._opening: asyncio.Task[None] | None = None
         self._is_idle = True
+        self._window = 0
 
     # --- messages ----------------------------------------------------------------------------------
 
     def want(self, window: int) -> None:
         """Let up to ``window`` messages be here, untaken."""
         self._is_idle = False
+        self._window = window
         inlet = self._inlet
         if inlet is None or inlet.error is not None:
             if self._opening is None:
@@ -101,6 +109,21 @@ class PlainSource(Source):
             self._forget(arrival)
         self.buffer.clear()
         self._owner.failed(error)
+
+    def take(self, most: int) -> list[Arrival]:
+        """Hand out up to ``most`` messages that did not wait here for long."""
+        self._give_back_stale()
+        return super().take(most)
+
+    def _give_back_stale(self) -> None:
+        before = time.monotonic() - _STALE * self._owner.locks.duration
+        stale: list[Arrival] = []
+        while self.buffer and self._held[self.buffer[0].tag].came_at < before:
+            stale.append(self.buffer.popleft())
+        if stale:
+            self._owner.spawn(self._release(stale))
+            if not self._is_idle:
+                self.want(self._window)
 
     async def idle(self) -> None:
         """Nobody receives: ask for nothing, and let others have what nobody took."""
@@ -206,7 +229,8 @@ class PlainSource(Source):
                 held.locked_at = asked_at
 
     def sweep(self) -> None:
-        """Forget messages whose locks are long over."""
+        """Give back what nobody takes, and forget messages whose locks are long over."""
+        self._give_back_stale()
         over = time.monotonic() - 2 * self._owner.locks.duration
         for held in [held for held in self._held.values() if held.locked_at < over]:
             if held.arrival in self.buffer:
