@@ -63,19 +63,24 @@ class RawClient:
             while event := self.collector.peek():
                 self._handle(event)
                 self.collector.pop()
-            moved = False
-            while (pending := self.transport.pending()) > 0:
-                data = bytes(self.transport.peek(pending))
-                self.transport.pop(pending)
-                self.written += data
-                self.server.receive(data)
-                moved = True
+            moved = self.tell()
             if data := self.server.output():
                 view = memoryview(data)
                 while view and (room := self.transport.capacity()) > 0:
                     self.transport.push(bytes(view[:room]))
                     view = view[room:]
                 moved = True
+
+    def tell(self) -> bool:
+        """Carry bytes to the emulator, and none back; whether there were any."""
+        moved = False
+        while (pending := self.transport.pending()) > 0:
+            data = bytes(self.transport.peek(pending))
+            self.transport.pop(pending)
+            self.written += data
+            self.server.receive(data)
+            moved = True
+        return moved
 
     def _handle(self, event: Any) -> None:
         if event.type == Event.LINK_REMOTE_CLOSE and event.link.state & Link.LOCAL_ACTIVE:

@@ -304,6 +304,21 @@ def test_draining_takes_back_credit(client: RawClient, edge: Edge) -> None:
     assert edge.namespace.find("q").counts().locked == 0
 
 
+def test_credit_taken_back_does_not_hold_what_was_sent_for_it(
+    client: RawClient, edge: Edge
+) -> None:
+    """Also when both come before the connection is written to: kept back, it would be locked by nobody."""
+    client.send(client.link("out", "q"), Message("1"))
+    receiver = client.link("in", "q", receives=True)
+    receiver.flow(5)
+    client.tell()
+    assert edge.namespace.find("q").counts().locked == 1
+    receiver.flow(-5)
+    client.tell()
+    client.pump()
+    assert client.received(receiver) is not None
+
+
 def test_receive_and_delete(client: RawClient, edge: Edge) -> None:
     client.send(client.link("out", "q"), Message("x"))
     receiver = client.link("in", "q", receives=True, settled=True, credit=1)

@@ -69,6 +69,7 @@ class Connection:
         self._replies: dict[tuple[Any, str], Any] = {}
         self._receivers: dict[str, Outlet] = {}
         self._lost = False
+        self._encoded: list[bytes] = []  # to be written
         self._transport = Transport(Transport.SERVER)
         self._transport.max_frame_size = _MAX_FRAME
         self._transport.idle_timeout = _IDLE_TIMEOUT
@@ -98,6 +99,8 @@ class Connection:
         view = memoryview(data)
         while view and (capacity := self._transport.capacity()) > 0:
             size = min(capacity, len(view))
+            # What was sent before goes before: the engine would keep it when its credit is taken back now.
+            self._flush()
             try:
                 self._transport.push(bytes(view[:size]))
             except ProtonException:  # no AMQP: what the engine has to say about it is to be written
@@ -112,20 +115,23 @@ class Connection:
         if stall is not None:
             stall.hold(self.wake)
             return b""
-        chunks: list[bytes] = []
-        self._do(partial(self._write, chunks))
+        self._do(self._write)
+        chunks, self._encoded = self._encoded, []
         return b"".join(chunks)
 
-    def _write(self, chunks: list[bytes]) -> None:
+    def _write(self) -> None:
         self._run()
+        self._flush()
+
+    def _flush(self) -> None:
         while (pending := self._transport.pending()) > 0:
-            chunks.append(bytes(self._transport.peek(pending)))
+            self._encoded.append(bytes(self._transport.peek(pending)))
             self._transport.pop(pending)
 
     @property
     def is_done(self) -> bool:
         """Whether nothing will be written any more."""
-        return self._lost or self._transport.pending() < 0
+        return self._lost or (not self._encoded and self._transport.pending() < 0)
 
     def tick(self, now: float) -> None:
         """Keep an idle connection alive, or end it when the client did not; ``now`` is monotonic seconds."""
