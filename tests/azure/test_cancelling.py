@@ -12,6 +12,7 @@ from typing import final
 
 import pytest
 import trio
+import trio.testing
 
 from queue_runtime import Delivery, InvalidReceipt, LockLost, Message, SessionId, SettlementAction
 from queue_runtime.abc import Receiver, ReceiverOptions
@@ -241,6 +242,29 @@ async def test_releasing(emulator: EmulatorProcess, sessions: bool) -> None:
 
         await at_every_step(once, steps=6)
         await work_off(link, receiver)
+
+
+async def test_closing_after_receiving(emulator: EmulatorProcess) -> None:
+    """What is on its way when a receive is cancelled does not stay locked because the receiver is closed at once."""
+    async with linked(emulator, sessions=False) as link:
+        receiver = await link.receiver()
+        await link.send(link.work(1))
+        first = await receive_all(receiver, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.receive, 1, SOON)
+            await trio.testing.wait_all_tasks_blocked()
+            # Its answer comes when the broker knows that more is asked for.
+            await complete(receiver, first)
+            link.proxy.pause()
+            await link.send(link.work(3, first=1))
+            await eventually(lambda: link.counts()["locked"] == 3)
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            link.proxy.resume()
+        await nothing_is_locked(link)
+        await work_off(link, await link.receiver())
 
 
 async def test_receiving_beside_receiving(emulator: EmulatorProcess) -> None:

@@ -165,6 +165,11 @@ class Inlet(Link):
                 self._drained.set_result(None)
         return self._drained
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether something may still be on its way for credit that was taken back."""
+        return self._drained is not None and not self._drained.done()
+
     async def drain(self) -> None:
         """As :meth:`take_back_credit`, and wait for it a while. Never fails."""
         await asyncio.wait((await self.take_back_credit(),), timeout=_DRAIN)

@@ -75,8 +75,12 @@ class PlainSource(Source):
                 self._opening = self._owner.spawn(self._open(window))
             return
         room = window - len(self.buffer)
-        if room > inlet.credit and inlet.credit <= window // 2:
-            self._owner.spawn(inlet.set_credit(room))
+        if not inlet.is_draining and room > inlet.credit and inlet.credit <= window // 2:
+            self._owner.spawn(self._let_come(inlet, room))
+
+    async def _let_come(self, inlet: Inlet, room: int) -> None:
+        if not self._is_idle:  # since it was wanted
+            await inlet.set_credit(room)
 
     async def _open(self, window: int) -> None:
         try:
@@ -128,11 +132,19 @@ class PlainSource(Source):
     async def idle(self) -> None:
         """Nobody receives: ask for nothing, and let others have what nobody took."""
         self._is_idle = True
-        if self._inlet is not None:
-            await self._inlet.set_credit(0)
+        inlet = self._inlet
         arrivals = list(self.buffer)
         self.buffer.clear()
-        await self._release(arrivals)
+        self._owner.spawn(self._release(arrivals))
+        if inlet is None:
+            return
+        # Were its credit only lowered, whoever closes it next would not know what is on its way, and stays locked.
+        [error] = await self._answers([await inlet.take_back_credit()], "drain")
+        if error is not None and self._inlet is inlet:
+            self._inlet = None
+            await inlet.aclose()
+        if not self._is_idle:  # any more
+            self.want(self._window)
 
     async def _release(self, arrivals: Sequence[Arrival]) -> None:
         """Give back what nobody took."""
