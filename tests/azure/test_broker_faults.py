@@ -433,6 +433,24 @@ async def test_what_was_settled_unheard_can_be_given_back(emulator: EmulatorProc
         await work_off(link, receiver)
 
 
+async def test_what_was_not_given_back_at_first_is_when_asked_again(
+    emulator: EmulatorProcess,
+) -> None:
+    """As the runtime does when the broker is busy."""
+    async with linked(emulator, sessions=False) as link:
+        await link.send(link.work(2))
+        receiver = await link.receiver()
+        held = leases(await receive_all(receiver, 2))
+        link.fault("throttle", "SETTLE", count=1)
+        with pytest.raises(Throttled):
+            await receiver.release(held)
+        for error in await receiver.renew(held):
+            assert isinstance(error, LockLost)
+        await receiver.release(held)
+        await eventually(lambda: link.counts()["locked"] == 0)
+        await work_off(link, receiver)
+
+
 async def test_a_session_that_is_granted_to_who_closes_is_given_back(
     emulator: EmulatorProcess,
 ) -> None:

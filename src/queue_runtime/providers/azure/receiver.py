@@ -91,6 +91,8 @@ class AzureReceiver(Receiver):
         self._was_closed = trio.Event()
         self._sessions: dict[SessionSource, Hold] = {}
         self._singles: dict[Hold, None] = {}
+        # What the broker would not take back yet, for who tries again; nobody holds it any more.
+        self._unreturned: dict[Hold, list[Arrival]] = {}
 
     # --- receiving ---------------------------------------------------------------------------------
 
@@ -278,7 +280,11 @@ class AzureReceiver(Receiver):
     async def release(self, leases: Sequence[Lease]) -> None:
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
-        holds = {hold: None for lease in leases if (hold := self._held(lease)) is not None}
+        holds = {
+            hold: None
+            for lease in leases
+            if (hold := self._held(lease) or self._owed(lease)) is not None
+        }
         if not holds:
             await trio.lowlevel.checkpoint()
             return
@@ -286,22 +292,36 @@ class AzureReceiver(Receiver):
 
     async def _release(self, holds: Iterable[Hold]) -> None:
         sessions: list[SessionSource] = []
-        works: list[Work] = []
+        messages: list[tuple[Hold, Arrival]] = []
         for hold in holds:
             self._drop(hold)
             if isinstance(hold.source, SessionSource):
                 sessions.append(hold.source)
             else:
-                works += [
-                    Work(flight.arrival, SettlementAction.RELEASE) for flight in hold.unsettled()
-                ]
+                arrivals = self._unreturned.pop(hold, [])
+                arrivals += [flight.arrival for flight in hold.unsettled()]
+                messages += [(hold, arrival) for arrival in arrivals]
             for flight in hold.unsettled():
                 hold.conclude(flight, over=True)
+        works = [Work(arrival, SettlementAction.RELEASE) for _, arrival in messages]
+        failure: QueueError | None = None
         # Begun, it goes through: half given back would be held by nobody.
         with trio.CancelScope(shield=True):
-            for error in await self._bridge.run(self._intake.release, sessions, works):
-                if error is not None and not is_settled(error):
-                    raise error
+            errors = await self._bridge.run(self._intake.release, sessions, works)
+        for (hold, arrival), error in zip(messages, errors, strict=True):
+            if error is not None and not is_settled(error):
+                self._unreturned.setdefault(hold, []).append(arrival)
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _owed(self, lease: Lease) -> Hold | None:
+        """A lease whose message the broker would not take back yet, while its lock lasts."""
+        now = trio.current_time()
+        for hold in [hold for hold in self._unreturned if hold.lease.deadline <= now]:
+            del self._unreturned[hold]
+        hold = lease.provider_data
+        return hold if isinstance(hold, Hold) and hold in self._unreturned else None
 
     async def get_state(self, lease: Lease) -> bytes | None:
         return await self._with_state(lease, "get session state", SessionSource.get_state)
