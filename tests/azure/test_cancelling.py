@@ -267,6 +267,53 @@ async def test_closing_after_receiving(emulator: EmulatorProcess) -> None:
         await work_off(link, await link.receiver())
 
 
+async def test_purging(emulator: EmulatorProcess, sessions: bool) -> None:
+    """What it had taken and did not delete is there at once."""
+    async with linked(emulator, sessions=sessions) as link:
+        sent = 0
+
+        async def once(moment: Moment) -> None:
+            nonlocal sent
+            missing = 4 - link.counts()["active"]
+            await link.send(link.work(missing, first=sent))
+            sent += missing
+            link.proxy.slow_down(latency=LATENCY)
+            await moment.cancels(lambda: link.provider.purge(link.queue))
+            link.proxy.slow_down()
+            await nothing_is_locked(link)
+
+        assert await at_every_step(once, steps=25) > 2
+        await work_off(link, await link.receiver())
+
+
+@pytest.mark.parametrize("redrives", [True, False], ids=["redriving", "purging"])
+async def test_moving_dead_letters(emulator: EmulatorProcess, redrives: bool) -> None:
+    """What was in hand is among the dead letters at once, and done again, each is there once."""
+    async with linked(emulator, sessions=False) as link:
+        receiver = await link.receiver()
+        letters = await link.provider.open_dead_letters(link.queue)
+        call = letters.redrive if redrives else letters.purge
+        sent = 0
+
+        async def once(moment: Moment) -> None:
+            nonlocal sent
+            await link.send(link.work(4, first=sent))
+            sent += 4
+            work = settlements(await receive_all(receiver, 4), SettlementAction.DEAD_LETTER)
+            assert await receiver.settle(work) == [None] * 4
+            link.proxy.slow_down(latency=LATENCY)
+            was_cancelled = await moment.cancels(call)
+            link.proxy.slow_down()
+            if was_cancelled:
+                with trio.fail_after(SOON):
+                    await call()
+            assert link.counts()["dead_letters"] == 0
+            await complete(receiver, await receive_all(receiver, 4 if redrives else 0))
+            assert link.counts()["active"] == 0
+
+        assert await at_every_step(once, steps=40) > 2
+
+
 async def test_receiving_beside_receiving(emulator: EmulatorProcess) -> None:
     """Cancelling one of two leaves what the other gets."""
     async with linked(emulator, sessions=False) as link:

@@ -109,6 +109,7 @@ class Catch:
         self._entity = entity
         self._inlet: Inlet
         self._came: list[Arrival] = []
+        self._open: dict[Arrival, None] = {}  # came, and not known to be deleted
         self._news = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -121,11 +122,12 @@ class Catch:
         """Attach; ``False`` if there is no session to be had."""
         with mapped("receive", self._entity):
             try:
+                # Messages that came while this is cancelled would stay locked.
                 self._inlet = await self._api.inlet(
                     self._entity,
                     self._arrived,
                     self._lost,
-                    credit=_AT_ONCE,
+                    credit=0,
                     session=session,
                     wait=wait,
                 )
@@ -137,6 +139,7 @@ class Catch:
 
     def _arrived(self, _: Inlet, arrival: Arrival) -> None:
         self._came.append(arrival)
+        self._open[arrival] = None
         self._news.set()
 
     def _lost(self, error: BaseException) -> None:
@@ -197,16 +200,16 @@ class Catch:
             return
         await asyncio.wait(futures, timeout=self._api.config.operation_timeout)
         with mapped("delete", self._entity):
-            for future in futures:
+            for arrival, future in zip(arrivals, futures, strict=True):
                 if not future.done():
                     raise TimeoutError("not confirmed in time")
                 future.result()
+                del self._open[arrival]
 
-    async def close(self, rest: Sequence[Arrival] = ()) -> None:
-        """Give back ``rest`` and what came and was not taken; never fails."""
+    async def close(self) -> None:
+        """Give back what came and was not deleted; never fails."""
         await self._inlet.drain()
-        back = [*rest, *self._came]
-        futures = await self._inlet.settle([(arrival, RELEASED) for arrival in back])
+        futures = await self._inlet.settle([(arrival, RELEASED) for arrival in self._open])
         if futures:
             await asyncio.wait(futures, timeout=self._api.config.operation_timeout)
             for future in futures:

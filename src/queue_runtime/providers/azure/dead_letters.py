@@ -113,8 +113,7 @@ class Graveyard:
                     await catch.complete([letter.arrival for letter in chunk])
                     finished.update(letter.received.sequence_number for letter in chunk)
             finally:
-                rest = [held[number].arrival for number in held if number not in finished]
-                await catch.close(rest)
+                await catch.close()
             done += len(finished)
             if not finished and len(held) >= _MOST_HELD:
                 raise ValidationError(
