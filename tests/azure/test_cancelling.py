@@ -6,6 +6,7 @@ them. What was claimed by a cancelled call is there for another receiver at once
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import final
@@ -14,7 +15,20 @@ import pytest
 import trio
 import trio.testing
 
-from queue_runtime import Delivery, InvalidReceipt, LockLost, Message, SessionId, SettlementAction
+from queue_runtime import (
+    Abandon,
+    Delivery,
+    InvalidReceipt,
+    LockLost,
+    Message,
+    Outcome,
+    Retry,
+    RetryPolicy,
+    SessionId,
+    SettlementAction,
+    SupervisorConfig,
+    open_supervisor,
+)
 from queue_runtime.abc import Receiver, ReceiverOptions
 
 from .emulator_process import EmulatorProcess
@@ -23,6 +37,7 @@ from .linked import (
     Ledger,
     Link,
     again,
+    by_session,
     complete,
     eventually,
     in_order,
@@ -32,6 +47,7 @@ from .linked import (
     receive_all,
     settle_until_told,
     settlements,
+    work,
     work_off,
 )
 
@@ -339,3 +355,52 @@ async def test_receiving_beside_receiving(emulator: EmulatorProcess) -> None:
             await complete(receiver, got)
             got.clear()
         assert link.counts()["active"] == 0
+
+
+async def test_draining(emulator: EmulatorProcess, sessions: bool) -> None:
+    """A supervisor that may hold one message at a time leaves nothing locked, whatever it is just doing."""
+    async with linked(emulator, sessions=sessions, lock=300.0, max_delivery_count=1_000) as link:
+        count = 20
+        await link.send(link.work(count))
+        await link.send(work(count // 2, sessions=0, first=count))
+        outcomes = itertools.cycle(
+            [None, ValueError(), Retry(0.02), None, Abandon(), None, SystemExit(), Retry(0.2), None]
+        )
+        handled: list[Delivery] = []
+
+        async def handle(delivery: Delivery) -> Outcome | None:
+            handled.append(delivery)
+            await trio.sleep(STEP)
+            outcome = next(outcomes)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        config = SupervisorConfig(
+            max_in_flight=1,
+            max_sessions=1,
+            max_per_session=1,
+            max_concurrent_sessionless=1,
+            park_threshold=0.1,
+            restart_budget=1,
+            retry=RetryPolicy(initial=0.01, max_delay=0.1, max_attempts=10),
+        )
+        with trio.fail_after(90):
+            for turn in itertools.count():
+                if not link.counts()["active"]:
+                    break
+                async with open_supervisor(
+                    link.provider, link.queue, handle, config=config
+                ) as supervisor:
+                    await trio.sleep(turn % 20 * STEP)
+                    await supervisor.drain(SOON if turn % 2 else 0.0)
+                await nothing_is_locked(link)
+        assert turn > 1
+        firsts = by_session(handled)
+        assert {number for numbers in firsts.values() for number in numbers} == set(
+            range(count * 3 // 2)
+        )
+        if sessions:
+            for session, numbers in in_order(count).items():
+                assert list(dict.fromkeys(firsts[session])) == numbers
+        link.assert_empty()
