@@ -22,7 +22,9 @@ from ..sqs.emulator import sqs_for_tests
 from .pool import pool_of_queues
 from .waiting import check, run_waiting
 
-LOCK = 4
+LOCK = 6
+"""Seconds: long enough for a busy machine to renew in time."""
+
 DELIVERIES = 5
 
 POOL = 40
@@ -56,6 +58,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[ContractEnvironment]
                 queue_name=queue_name,
                 open_unhurried=lambda: connect(lock_duration=60),
                 child_url=url,
+                longest_wait=5 * LOCK,
                 tolerance=1.5,
                 empty_tolerance=1.0,  # a look is a round trip, beside child processes that start
                 resolution=1.0,
