@@ -207,7 +207,15 @@ class Catch:
                 del self._open[arrival]
 
     async def close(self) -> None:
-        """Give back what came and was not deleted; never fails."""
+        """Give back what came and was not deleted; never fails, and cancelled, it ends first."""
+        closing = asyncio.create_task(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait((closing,))
+            raise
+
+    async def _close(self) -> None:
         await self._inlet.drain()
         futures = await self._inlet.settle([(arrival, RELEASED) for arrival in self._open])
         if futures:
