@@ -18,6 +18,7 @@ NEEDS = {
     "test_administration.py": ("proton", "azure.servicebus", "cryptography"),
     "test_conformance.py": ("azure.servicebus",),
     "test_identity.py": ("proton", "azure.servicebus", "azure.identity"),
+    "test_machine.py": ("proton", "azure.servicebus"),
     "test_memory.py": ("proton", "azure.servicebus"),
     "test_faults.py": ("proton", "azure.servicebus"),
     "test_broker_faults.py": ("proton", "azure.servicebus"),

@@ -31,6 +31,7 @@ class EmulatorProcess:
         endpoint: Its address, as ``sb://host:port``.
         url: For the provider; options such as ``&sessions=false`` may follow.
         ca_file: What clients have to trust when it speaks TLS; else ``None``.
+        moved: Seconds by which its clock was moved.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -41,6 +42,7 @@ class EmulatorProcess:
         self.endpoint: str = hello["endpoint"]
         self.url: str = hello["url"]
         self.ca_file: str | None = hello["ca_file"]
+        self.moved = 0.0
 
     @property
     def port(self) -> int:
@@ -84,6 +86,11 @@ class EmulatorProcess:
     def fault(self, name: str, *operations: str, **options: Any) -> Any:
         """One of the emulator's ``Faults`` by name; operations by the names of ``Operation``."""
         return self._call("fault", name=name, operations=operations, **options)
+
+    def move_time(self, seconds: float) -> None:
+        """Have it be so much later for the queues."""
+        self.fault("move_time", seconds=seconds)
+        self.moved += seconds
 
     def lift_faults(self) -> None:
         """End every fault that lasts."""
