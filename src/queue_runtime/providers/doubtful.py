@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Final, final
 
 import trio
 
+from queue_runtime.errors import QueueError
 from queue_runtime.messages import Message
 
 __all__ = ["DoubtfulTokens"]
@@ -34,17 +37,29 @@ class DoubtfulTokens:
         self._prefix = secrets.token_hex(12)
         self._numbers = count(1)
 
-    def __contains__(self, message: Message) -> bool:
-        """Whether :meth:`token` may give one of an earlier try."""
-        return id(message) in self._tokens
+    @contextmanager
+    def unless_refused(self, messages: Iterable[Message]) -> Iterator[None]:
+        """Take tokens inside. What raises there refuses all of ``messages``: they stay as doubtful as before."""
+        before = {
+            id(message): self._tokens[id(message)]
+            for message in (messages if self._tokens else ())
+            if id(message) in self._tokens
+        }
+        try:
+            yield
+        except QueueError:
+            self._tokens |= before
+            raise
 
     def token(self, message: Message) -> str:
         """The token of an earlier try of this object, or a new one."""
         if self._tokens:
             _, until, tokens = self._tokens.get(id(message), (None, 0.0, []))
             if tokens and trio.current_time() < until:
-                token = tokens.pop(0)
-                if not tokens:
+                token, *rest = tokens
+                if rest:
+                    self._tokens[id(message)] = (message, until, rest)
+                else:
                     del self._tokens[id(message)]
                 return token
         return f"{self._prefix}{next(self._numbers):012x}"

@@ -258,6 +258,8 @@ async def test_a_send_whose_answer_is_lost_can_be_repeated(
         with pytest.raises(ConnectionFailed):
             await line.sender.send(messages)
         assert lost.has_fired
+        with pytest.raises(MessageTooLarge):  # they are no more certain for what is beside them
+            await line.sender.send([*messages, Message(b"x" * 2_000_000, session_id="s")])
         for result in await line.sender.send(messages):
             assert result.error is None
         deliveries = await line.receiver.receive(10, PATIENCE)

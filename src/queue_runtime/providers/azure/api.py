@@ -9,6 +9,7 @@ import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from queue_runtime.errors import QueueError
@@ -18,7 +19,7 @@ from .credentials import open_credential
 from .errors import Call, from_azure, safe_cause
 from .inlet import Inlet
 from .outlet import Outlet
-from .shared import outcome_of
+from .shared import Attempt
 from .wire import Credential, Place, Wire
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class AzureApi:
         self._place = place
         self._stack = stack
         self._wires: dict[Purpose, list[Wire]] = {purpose: [] for purpose in Purpose}
-        self._opening: dict[Purpose, asyncio.Task[Wire]] = {}
+        self._opening = {purpose: Attempt(partial(self._open_wire, purpose)) for purpose in Purpose}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -122,10 +123,7 @@ class AzureApi:
         for wire in wires:
             if wire.sessions < _MOST_SESSIONS:
                 return wire
-        opening = self._opening.get(purpose)
-        if opening is None or opening.done():
-            opening = self._opening[purpose] = asyncio.create_task(self._open_wire(purpose))
-        return await outcome_of(opening)
+        return await self._opening[purpose].join()
 
     async def _open_wire(self, purpose: Purpose) -> Wire:
         wire = await Wire.open(self._place)
@@ -163,9 +161,7 @@ class AzureApi:
 
     async def aclose(self) -> None:
         """Disconnect everything; never fails."""
-        for opening in self._opening.values():
-            opening.cancel()
-        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        await asyncio.gather(*(opening.aclose() for opening in self._opening.values()))
         wires = [wire for wires in self._wires.values() for wire in wires]
         for each in self._wires.values():
             each.clear()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, final
 
 import attrs
 
-from .shared import outcome_of
+from .shared import Attempt
 
 __all__ = ["Rights"]
 
@@ -62,7 +63,7 @@ class Rights:
         self._get_token = get_token
         self._put_token = put_token
         self._grants: dict[str, _Grant] = {}
-        self._showing: dict[str, asyncio.Task[None]] = {}
+        self._showing: dict[str, Attempt[None]] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
     async def authorize(self, entity: str) -> None:
@@ -73,10 +74,9 @@ class Rights:
         """
         if self._is_good(entity):
             return
-        showing = self._showing.get(entity)
-        if showing is None or showing.done():
-            showing = self._showing[entity] = asyncio.create_task(self._show_anew(entity))
-        await outcome_of(showing)
+        if entity not in self._showing:
+            self._showing[entity] = Attempt(partial(self._show_anew, entity))
+        await self._showing[entity].join()
 
     async def _show_anew(self, entity: str) -> None:
         # Also the same token is shown again: the broker tells what is wrong.
@@ -105,8 +105,7 @@ class Rights:
             Whether to try again: the token may have ended by the broker's clock. Of several who were refused over
             one token, the first has another shown, and all try again.
         """
-        showing = self._showing.get(entity)
-        if showing is not None and not showing.done():
+        if entity in self._showing and self._showing[entity].is_under_way:
             return True
         grant = self._grants.get(entity)
         if grant is None:
@@ -146,10 +145,10 @@ class Rights:
 
     async def aclose(self) -> None:
         """Renew nothing any more."""
-        tasks = [*self._showing.values(), *self._keepers.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(showing.aclose() for showing in self._showing.values()))
+        for keeper in self._keepers.values():
+            keeper.cancel()
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
 
 
 def _pause(left: float) -> float:

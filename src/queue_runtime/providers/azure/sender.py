@@ -35,7 +35,7 @@ from .entries import Entry, in_batch, wire_size
 from .ids import with_lone_session
 from .outgoing import as_batch, as_message, encoded
 from .outlet import Outlet
-from .shared import outcome_of
+from .shared import Attempt
 
 __all__ = ["MAX_BATCH", "AzureSender", "Exit", "Outgoing"]
 
@@ -86,7 +86,7 @@ class Exit:
         self._api = api
         self._entity = entity
         self._outlet: Outlet | None = None
-        self._opening: asyncio.Task[Outlet] | None = None
+        self._opening = Attempt(self._open)
         self._window = asyncio.Semaphore(_WINDOW)
         self._timeout = api.config.operation_timeout
 
@@ -98,10 +98,8 @@ class Exit:
         """
         if self._outlet is not None and self._outlet.error is None:
             return self._outlet
-        if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._open())
         with mapped("open sender", self._entity):
-            return await outcome_of(self._opening)
+            return await self._opening.join()
 
     async def _open(self) -> Outlet:
         self._outlet = await self._api.outlet(self._entity, _ignore)
@@ -226,9 +224,7 @@ class Exit:
 
     async def aclose(self) -> None:
         """Close the link; never fails."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait((self._opening,))
+        await self._opening.aclose()
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
             await outlet.aclose()
@@ -317,17 +313,11 @@ class AzureSender(Sender):
         await trio.lowlevel.checkpoint_if_cancelled()
         if len(messages) > MAX_BATCH:
             raise BatchTooLarge(len(messages), MAX_BATCH)
-        doubtful = [message in self._doubtful for message in messages]
-        tokens = [self._doubtful.token(message) for message in messages]
-        try:
+        with self._doubtful.unless_refused(messages):
+            tokens = [self._doubtful.token(message) for message in messages]
             entries = [
                 self._entry(message, token) for message, token in zip(messages, tokens, strict=True)
             ]
-        except QueueError:  # one is refused, and those beside it are as doubtful as before
-            for message, token, was in zip(messages, tokens, doubtful, strict=True):
-                if was:
-                    self._doubtful.remember(message, token)
-            raise
         if not messages:
             await trio.lowlevel.checkpoint()
             return []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar, final
 
-__all__ = ["look", "outcome_of"]
+__all__ = ["Attempt", "look", "outcome_of"]
 
 T = TypeVar("T")
 
@@ -31,3 +32,33 @@ async def outcome_of(attempt: asyncio.Task[T]) -> T:
         if attempt.cancelled() and me is not None and not me.cancelling():
             raise ConnectionResetError("the connection was closed") from None
         raise
+
+
+@final
+class Attempt(Generic[T]):
+    """What is tried once for all who wait for it, and anew for who comes after.
+
+    Args:
+        make: Tries it.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._task: asyncio.Task[T] | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether somebody waits for it, or did."""
+        return self._task is not None and not self._task.done()
+
+    async def join(self) -> T:
+        """As :func:`outcome_of`, of the attempt under way; begun if there is none."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._make())
+        return await outcome_of(self._task)
+
+    async def aclose(self) -> None:
+        """Cancel it and wait for it; never fails."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))

@@ -76,9 +76,11 @@ class SqsSender(Sender):
         late = [delay is not None for delay in delays]
         if any(late) and (self._queue.fifo or max(filter(None, delays)) > MAX_NATIVE_DELAY):
             self._holding = self._holding or await self._find_holding()
-        outgoing = [
-            self._outgoing(message, delay) for message, delay in zip(messages, delays, strict=True)
-        ]
+        with self._doubtful.unless_refused(messages):
+            outgoing = [
+                self._outgoing(message, delay)
+                for message, delay in zip(messages, delays, strict=True)
+            ]
         results: list[SendResult | None] = [None] * len(messages)
         failure: QueueError | None = None
         for claims in (self._claims, self._holding):
