@@ -257,16 +257,13 @@ async def _empty(catch: Catch, last: int) -> tuple[int, int]:
     count = old = 0
     while arrivals := await catch.take(bool, _AT_ONCE):
         await catch.complete(arrivals)
-        count += len(arrivals)
-        old += sum(_number(arrival) <= last for arrival in arrivals)
+        numbers = [decode(arrival.message).sequence_number for arrival in arrivals]
+        count += len(numbers)
+        old += sum(number <= last for number in numbers)
         # Asked for more, the broker would have to be waited for.
-        if _number(arrivals[-1]) > last or not await catch.has_more(last):
+        if numbers[-1] > last or not await catch.has_more(last):
             break
     return count, old
-
-
-def _number(arrival: Arrival) -> int:
-    return decode(arrival.message).sequence_number
 
 
 async def _cancel_scheduled(api: AzureApi, entity: str) -> tuple[int, int]:
