@@ -56,3 +56,9 @@ def emulator() -> Iterator[EmulatorProcess]:
     """One for the tests of a file, in a process of its own; without TLS."""
     with emulator_process() as running:
         yield running
+
+
+@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
+def sessions(request: pytest.FixtureRequest) -> bool:
+    """Whether the test's queue has sessions; both are tested."""
+    return bool(request.param)

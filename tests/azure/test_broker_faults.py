@@ -78,11 +78,6 @@ def no_fault_remains(emulator: EmulatorProcess) -> Iterator[None]:
     emulator.lift_faults()
 
 
-@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
-def sessions(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 # --- again and again -----------------------------------------------------------------------------------
 
 STRIKES_PER_TEST = 5

@@ -57,11 +57,6 @@ STEP = 0.003
 """Seconds by which each cancellation comes later than the one before; less than a frame takes."""
 
 
-@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
-def sessions(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @final
 class Moment:
     """When to cancel, counted in steps, and whether that was before the call's end."""

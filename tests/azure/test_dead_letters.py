@@ -21,11 +21,6 @@ CALL = 500
 """Messages sent and settled at once."""
 
 
-@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
-def sessions(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 async def bury(link: Link, count: int) -> DeadLetters:
     """So many dead letters."""
     receiver = await link.receiver()

@@ -81,11 +81,6 @@ def nothing_to_complain(
     assert complaints == []
 
 
-@pytest.fixture(params=[True, False], ids=["sessions", "plain"])
-def sessions(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 # --- one connection, at every step ---------------------------------------------------------------------
 
 Cut = Callable[[TcpFaultProxy], TcpCut]

@@ -60,7 +60,6 @@ async def test_the_count_goes_on_from_what_was_tried(
         assert await receiver.settle([Settlement(delivery, SettlementAction.COMPLETE)]) == [None]
 
 
-@pytest.mark.parametrize("sessions", [True, False], ids=["sessions", "plain"])
 async def test_closing_keeps_what_was_tried_of_what_waits(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
@@ -90,7 +89,6 @@ async def test_what_others_say_of_tries_is_a_header(said: object) -> None:
     assert set(received.message.headers) == {TRIES}
 
 
-@pytest.mark.parametrize("sessions", [True, False], ids=["sessions", "plain"])
 async def test_no_message_is_tried_more_often_than_allowed(
     emulator: EmulatorProcess, sessions: bool
 ) -> None:
